@@ -1,0 +1,40 @@
+"""SmolDriver: a six-camera driving vision-language model for transformers.
+
+Importing this package registers the architecture with transformers' Auto classes.
+"""
+
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+)
+
+from .configuration_smoldriver import CAMERAS, SmolDriverConfig, SmolDriverProjectorConfig
+from .image_processing_smoldriver import SmolDriverImageProcessor
+from .modeling_smoldriver import SmolDriverForConditionalGeneration, SmolDriverModel
+from .processing_smoldriver import SmolDriverProcessor
+
+AutoConfig.register("smoldriver", SmolDriverConfig)
+AutoModel.register(SmolDriverConfig, SmolDriverModel)
+AutoModelForImageTextToText.register(SmolDriverConfig, SmolDriverForConditionalGeneration)
+AutoImageProcessor.register(SmolDriverConfig, SmolDriverImageProcessor)
+AutoProcessor.register(SmolDriverConfig, SmolDriverProcessor)
+
+# So that save_pretrained puts the code beside the weights, and a saved folder loads anywhere.
+SmolDriverConfig.register_for_auto_class()
+SmolDriverModel.register_for_auto_class("AutoModel")
+SmolDriverForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
+SmolDriverImageProcessor.register_for_auto_class("AutoImageProcessor")
+SmolDriverProcessor.register_for_auto_class("AutoProcessor")
+
+__all__ = [
+    "CAMERAS",
+    "SmolDriverConfig",
+    "SmolDriverForConditionalGeneration",
+    "SmolDriverImageProcessor",
+    "SmolDriverModel",
+    "SmolDriverProcessor",
+    "SmolDriverProjectorConfig",
+]

@@ -1,0 +1,183 @@
+"""SmolDriverConfig: which cameras there are, which parts see and speak, and how many tokens a camera may cost."""
+
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+
+# nuScenes' six cameras, front row left to right, then back row. The order fixes nothing but the meaning of a plain list
+# of images: weights, batches and files name their camera.
+CAMERAS = (
+    "CAM_FRONT_LEFT",
+    "CAM_FRONT",
+    "CAM_FRONT_RIGHT",
+    "CAM_BACK_LEFT",
+    "CAM_BACK",
+    "CAM_BACK_RIGHT",
+)
+CONNECTORS = ("linear", "pixel_shuffle")
+KEY_SOURCES = ("features", "position")
+
+# What `from_pretrained(..., trust_remote_code=True)` loads. transformers writes only the entry of the class being saved;
+# a repository needs all five, so the config carries them from the start.
+AUTO_MAP = {
+    "AutoConfig": "configuration_smoldriver.SmolDriverConfig",
+    "AutoModel": "modeling_smoldriver.SmolDriverModel",
+    "AutoModelForImageTextToText": "modeling_smoldriver.SmolDriverForConditionalGeneration",
+    "AutoImageProcessor": "image_processing_smoldriver.SmolDriverImageProcessor",
+    "AutoProcessor": "processing_smoldriver.SmolDriverProcessor",
+}
+
+
+class SmolDriverProjectorConfig(PreTrainedConfig):
+    """Dimensions of one Q-Former and of the connector behind the Q-Formers.
+
+    Args:
+        hidden_size: width of the Q-Formers' output. With `connector="pixel_shuffle"` it is the width of the features that
+            SmolVLM's connector expects.
+        num_attention_heads: heads of the cross-attention; divides `hidden_size`.
+        intermediate_size: width of the MLP behind the attention.
+        scale_factor: side of the square of queries that `pixel_shuffle` folds into one token.
+        embedding_std: scale that `linear` gives visual tokens at initialisation: the text embeddings' own standard
+            deviation, so that neither modality drowns the other.
+        initializer_range: standard deviation of the learned queries at initialisation.
+        layer_norm_eps: epsilon of all norms.
+    """
+
+    model_type = "smoldriver_projector"
+    base_config_key = "projector_config"
+
+    def __init__(
+        self,
+        hidden_size: int = 384,
+        num_attention_heads: int = 6,
+        intermediate_size: int = 1536,
+        scale_factor: int = 3,
+        embedding_std: float = 1.0,
+        initializer_range: float = 0.02,
+        layer_norm_eps: float = 1e-6,
+        **kwargs,
+    ):
+        if hidden_size % num_attention_heads or hidden_size % 4:
+            raise ValueError(
+                f"projector hidden_size must be divisible by num_attention_heads and by 4 (2-D sine-cosine positions); "
+                f"got hidden_size={hidden_size}, num_attention_heads={num_attention_heads}"
+            )
+        self.hidden_size = hidden_size
+        self.num_attention_heads = num_attention_heads
+        self.intermediate_size = intermediate_size
+        self.scale_factor = scale_factor
+        self.embedding_std = embedding_std
+        self.initializer_range = initializer_range
+        self.layer_norm_eps = layer_norm_eps
+        super().__init__(**kwargs)
+
+
+def _sub_config(config, default_model_type: str, field: str):
+    """A config object of whatever architecture `config` (object, dict or None) names."""
+    if config is None:
+        return CONFIG_MAPPING[default_model_type]()
+    if not isinstance(config, dict):
+        return config
+    model_type = config.get("model_type", default_model_type)
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(f"{field}: transformers knows no architecture {model_type!r}")
+    return CONFIG_MAPPING[model_type](**{key: value for key, value in config.items() if key != "model_type"})
+
+
+class SmolDriverConfig(PreTrainedConfig):
+    """Configuration of SmolDriver: a vision tower, one Matryoshka Q-Former per named camera, a causal language model.
+
+    Args:
+        vision_config: config (or dict with `model_type`) of any transformers vision encoder with patch tokens.
+        projector_config: `SmolDriverProjectorConfig` or dict.
+        text_config: config (or dict with `model_type`) of any causal language model.
+        cameras: names of the cameras, each with a Q-Former of its own. Any subset of them is a valid input.
+        max_queries: queries that exist per camera (a parameter shape).
+        num_queries: queries in use when the caller names no budget, 1…`max_queries`.
+        connector: `"linear"` (elastic: 1…`max_queries` tokens per camera and call) or `"pixel_shuffle"` (all queries, a
+            square grid, folded by `scale_factor`²: 27×27 queries become 81 tokens, as SmolVLM's own connector does).
+        key_source: `"features"` (where a query looks depends on the image) or `"position"` (keys made of positions only,
+            as in MQT's released code: a fixed spatial pooling, kept for the ablation).
+        image_size: side, or (height, width), in pixels of the images the tower is given; default: the tower's own.
+        image_token_id: id of the placeholder that visual tokens replace.
+
+    Raises:
+        ValueError: naming the field, what was expected and what was given.
+    """
+
+    model_type = "smoldriver"
+    sub_configs = {
+        "vision_config": AutoConfig,
+        "projector_config": SmolDriverProjectorConfig,
+        "text_config": AutoConfig,
+    }
+
+    def __init__(
+        self,
+        vision_config=None,
+        projector_config=None,
+        text_config=None,
+        cameras=CAMERAS,
+        max_queries: int = 64,
+        num_queries: int | None = None,
+        connector: str = "linear",
+        key_source: str = "features",
+        image_size: int | list[int] | None = None,
+        image_token_id: int | None = None,
+        **kwargs,
+    ):
+        self.vision_config = _sub_config(vision_config, "dinov2", "vision_config")
+        self.text_config = _sub_config(text_config, "llama", "text_config")
+        if projector_config is None:
+            projector_config = SmolDriverProjectorConfig()
+        elif isinstance(projector_config, dict):
+            projector_config = SmolDriverProjectorConfig(
+                **{key: value for key, value in projector_config.items() if key != "model_type"}
+            )
+        self.projector_config = projector_config
+
+        # Weights that last_hidden_state never uses would be saved without ever being trained.
+        if hasattr(self.vision_config, "vision_use_head"):
+            self.vision_config.vision_use_head = False
+        if hasattr(self.vision_config, "use_mask_token"):
+            self.vision_config.use_mask_token = False
+
+        self.cameras = list(cameras)
+        self.max_queries = max_queries
+        self.num_queries = max_queries if num_queries is None else num_queries
+        self.connector = connector
+        self.key_source = key_source
+        self.image_size = self.vision_config.image_size if image_size is None else image_size
+        self.image_token_id = image_token_id
+        self._check()
+
+        kwargs.setdefault("auto_map", dict(AUTO_MAP))
+        kwargs.setdefault("tie_word_embeddings", self.text_config.tie_word_embeddings)
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            kwargs.setdefault(name, getattr(self.text_config, name, None))
+        super().__init__(**kwargs)
+
+    def _check(self) -> None:
+        names = self.cameras
+        if not names or not all(isinstance(name, str) and name.isidentifier() for name in names):
+            raise ValueError(f"cameras must be a non-empty list of names like 'CAM_FRONT' (identifiers); got {names}")
+        if len(set(names)) != len(names):
+            raise ValueError(f"cameras must not repeat a name; got {names}")
+        for field in ("max_queries", "num_queries"):
+            value = getattr(self, field)
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= self.max_queries:
+                raise ValueError(f"{field} must be an integer between 1 and max_queries; got {value!r}")
+        if self.connector not in CONNECTORS:
+            raise ValueError(f"connector must be one of {CONNECTORS}; got {self.connector!r}")
+        if self.key_source not in KEY_SOURCES:
+            raise ValueError(f"key_source must be one of {KEY_SOURCES}; got {self.key_source!r}")
+        if self.connector == "pixel_shuffle":
+            side, fold = round(self.max_queries**0.5), self.projector_config.scale_factor
+            if side**2 != self.max_queries or side % fold or self.num_queries != self.max_queries:
+                raise ValueError(
+                    "connector='pixel_shuffle' uses all queries of a square grid whose side scale_factor divides; got "
+                    f"max_queries={self.max_queries}, num_queries={self.num_queries}, scale_factor={fold}"
+                )
+
+    @property
+    def queries_per_token(self) -> int:
+        """Queries that become one visual token: 1, or `scale_factor`² with `pixel_shuffle`."""
+        return self.projector_config.scale_factor**2 if self.connector == "pixel_shuffle" else 1

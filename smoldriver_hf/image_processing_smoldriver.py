@@ -1,0 +1,156 @@
+"""One camera image → pixel_values, with PIL and NumPy only (torchvision is not needed)."""
+
+import os
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from transformers.image_processing_backends import PilBackend
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    PILImageResampling,
+    SizeDict,
+    load_image,
+)
+from transformers.utils import TensorType, is_torch_tensor
+
+MAX_PIXELS = 64_000_000  # forty times a nuScenes frame; more is taken for a decompression bomb
+DRAFT_FACTOR = 2  # JPEGs are decoded at 1/2, 1/4 or 1/8 scale as long as twice the wanted size is left
+
+
+class SmolDriverImageProcessor(PilBackend):
+    """Decodes, upright and in RGB, resizes once and normalises camera images.
+
+    Takes paths, URLs, PIL images, NumPy arrays and torch tensors: uint8, or floats in [0, 1]; greyscale, RGBA (over
+    white), CMYK, palette and 16-bit images are converted; EXIF rotation is applied. JPEG files given as paths are decoded at
+    a reduced scale where that leaves at least twice the wanted size.
+    """
+
+    resample = PILImageResampling.BICUBIC
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
+    size = {"height": 224, "width": 224}
+    do_resize = True
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+    model_input_names = ["pixel_values"]
+
+    def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> list:
+        """Flatten nested lists; files stay unopened until their size is wanted."""
+        if isinstance(images, list | tuple):
+            return [image for item in images for image in self._prepare_images_structure(item)]
+        if isinstance(images, np.ndarray) or is_torch_tensor(images):
+            return list(images) if images.ndim == 4 else [images]
+        return [images]
+
+    def process_image(
+        self, image: Any, size: SizeDict | None = None, do_resize: bool = True, resample: Any = None, **kwargs
+    ) -> np.ndarray:
+        """One image of any accepted kind → (3, height, width) uint8.
+
+        Raises:
+            ValueError: not an image, broken or truncated data, no pixels, or too many.
+        """
+        target = (size.width, size.height) if do_resize else None
+        opened = isinstance(image, str | os.PathLike) and os.path.exists(image)
+        where = f"image {os.fspath(image)!r}" if opened else f"image of type {type(image).__name__}"
+        try:
+            picture = Image.open(image) if opened else _as_picture(image)
+            if min(picture.size) < 1 or picture.width * picture.height > MAX_PIXELS:
+                raise ValueError(f"expected between 1 and {MAX_PIXELS} pixels, got {picture.width}x{picture.height}")
+            if opened and target:  # never on a caller's own object: draft() changes it
+                picture.draft(None, (DRAFT_FACTOR * max(target), DRAFT_FACTOR * max(target)))
+            rgb = _to_rgb(ImageOps.exif_transpose(picture))
+            if opened:
+                picture.close()
+        except UnidentifiedImageError as error:
+            raise ValueError(f"{where}: not a picture that PIL can read") from error
+        except Image.DecompressionBombError as error:
+            raise ValueError(f"{where}: expected at most {MAX_PIXELS} pixels: {error}") from error
+        except (OSError, ValueError, SyntaxError, EOFError) as error:
+            raise ValueError(f"{where}: cannot be read as a camera image: {error}") from error
+        if target and rgb.size != target:
+            rgb = rgb.resize(target, resample=resample)
+        return np.asarray(rgb).transpose(2, 0, 1)  # (3, height, width)
+
+    def _standardize_kwargs(self, **kwargs) -> dict:
+        kwargs = super()._standardize_kwargs(**kwargs)
+        size = kwargs["size"]
+        if kwargs.get("do_resize") and size is not None and not (size.height and size.width):
+            raise ValueError(f"size must give height and width in pixels; got {dict(size)}")
+        return kwargs
+
+    def _preprocess(
+        self,
+        images: list[np.ndarray],
+        do_rescale: bool,
+        rescale_factor: float,
+        do_normalize: bool,
+        image_mean: tuple[float, ...],
+        image_std: tuple[float, ...],
+        return_tensors: str | TensorType | None,
+        **kwargs,
+    ) -> BatchFeature:
+        """Rescale and normalise in one pass: pixel · scale + shift."""
+        if not images:
+            raise ValueError("expected at least one image, got none")
+        shapes = {image.shape for image in images}
+        if len(shapes) > 1:
+            raise ValueError(f"without do_resize all images must have one shape; got {sorted(shapes)}")
+        scale = np.full((3, 1, 1), rescale_factor if do_rescale else 1.0, dtype=np.float32)
+        shift = np.zeros((3, 1, 1), dtype=np.float32)
+        if do_normalize:
+            std = np.asarray(image_std, dtype=np.float32).reshape(-1, 1, 1)
+            shift = -np.asarray(image_mean, dtype=np.float32).reshape(-1, 1, 1) / std
+            scale = scale / std
+        pixel_values = np.stack(images).astype(np.float32)  # (images, 3, height, width)
+        pixel_values *= scale
+        pixel_values += shift
+        return BatchFeature(data={"pixel_values": pixel_values}, tensor_type=return_tensors)
+
+
+def _as_picture(image: Any) -> Image.Image:
+    """A PIL image from what is in memory, or behind a URL or in base64."""
+    if isinstance(image, Image.Image):
+        return image
+    if isinstance(image, str):
+        return load_image(image)
+    if is_torch_tensor(image):
+        image = image.detach().cpu().numpy()
+    if not isinstance(image, np.ndarray):
+        raise ValueError("expected a path, URL, PIL image, NumPy array or torch tensor")
+    if image.ndim == 3 and image.shape[0] in (1, 3, 4) and image.shape[-1] not in (1, 3, 4):
+        image = image.transpose(1, 2, 0)
+    if image.ndim == 3 and image.shape[-1] == 1:
+        image = image[..., 0]
+    if image.size == 0 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[-1] in (3, 4))):
+        raise ValueError(f"expected an array of (height, width[, 1, 3 or 4]) or channels first; got {image.shape}")
+    if image.dtype == np.uint16:
+        image = image >> 8
+    elif np.issubdtype(image.dtype, np.floating):
+        if not (np.isfinite(image).all() and image.min() >= 0 and image.max() <= 1):
+            raise ValueError("expected floats in [0, 1]")
+        image = np.rint(image * 255)
+    elif image.dtype != np.uint8:
+        raise ValueError(f"expected uint8, uint16 or floats in [0, 1]; got {image.dtype}")
+    return Image.fromarray(image.astype(np.uint8))
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    """Any PIL mode → RGB, so that the picture looks the same."""
+    if picture.mode.startswith(("I;16", "I")):  # 16 bits a pixel; PIL's own conversion would clip, not scale
+        return Image.fromarray((np.asarray(picture).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8)).convert(
+            "RGB"
+        )
+    if picture.mode == "F":
+        raise ValueError("floating-point pictures have no agreed range; convert to 8 or 16 bits first")
+    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
+        rgba = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return picture.convert("RGB")
+
+
+__all__ = ["SmolDriverImageProcessor"]

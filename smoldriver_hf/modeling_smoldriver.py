@@ -1,0 +1,425 @@
+"""SmolDriver: camera images → vision tower → one Q-Former per camera → language model → answer."""
+
+from dataclasses import dataclass
+from inspect import signature
+
+import torch
+from torch import nn
+from transformers import AutoModel, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_smoldriver import SmolDriverConfig
+from .projector_smoldriver import LinearConnector, MultiQFormerProjector, QFormer
+
+# Inputs that belong to the prompt: once it is in the cache they must not be encoded again.
+IMAGE_INPUTS = ("pixel_values", "vision_features", "camera_ids")
+
+
+@dataclass
+class SmolDriverVisionOutput(BaseModelOutputWithPooling):
+    """What `get_image_features` returns.
+
+    Attributes:
+        last_hidden_state: (images, tokens, vision_hidden), the tower's output; None for precomputed features.
+        pooler_output: (images, tokens per camera, text_hidden), the visual tokens.
+        hidden_states, attentions: the tower's, when asked for.
+        qformer_attentions: (images, heads, queries, patches), where each query looked; with `output_attentions=True`.
+    """
+
+    qformer_attentions: torch.FloatTensor | None = None
+
+
+@dataclass
+class SmolDriverModelOutputWithPast(ModelOutput):
+    """Output of `SmolDriverModel`; `image_hidden_states` are the visual tokens (images, tokens, text_hidden)."""
+
+    last_hidden_state: torch.FloatTensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    image_hidden_states: torch.FloatTensor | None = None
+
+
+@dataclass
+class SmolDriverCausalLMOutputWithPast(ModelOutput):
+    """Output of `SmolDriverForConditionalGeneration`: `loss` is the mean next-token loss over labels that are not -100."""
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    image_hidden_states: torch.FloatTensor | None = None
+
+
+def height_and_width(image_size: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
+    """(height, width) in pixels of an image size given as one side or as both."""
+    return (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
+
+
+def tower_stride(vision_config) -> int:
+    """Pixels between neighbouring output features: the patch size, doubled at each later stage of a hierarchy."""
+    stages = len(vision_config.depths) if hasattr(vision_config, "depths") else 1
+    return vision_config.patch_size * 2 ** (stages - 1)
+
+
+def patch_grid(vision_config, image_size: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
+    """(rows, columns) of the tower's features for images of `image_size` pixels, side or (height, width)."""
+    height, width = height_and_width(image_size)
+    stride = tower_stride(vision_config)
+    return height // stride, width // stride
+
+
+class SmolDriverPreTrainedModel(PreTrainedModel):
+    config_class = SmolDriverConfig
+    config: SmolDriverConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["QFormer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        """Weights of the projector; the tower and the language model initialise their own."""
+        projector = self.config.projector_config
+        if isinstance(module, QFormer):
+            init.normal_(module.queries, mean=0.0, std=projector.initializer_range)
+        elif isinstance(module, MultiQFormerProjector):
+            module.init_buffers()
+        elif isinstance(module, LinearConnector):
+            init.constant_(module.scale_norm.weight, projector.embedding_std)
+        elif isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+
+
+class SmolDriverModel(SmolDriverPreTrainedModel):
+    """Vision tower, multi-Q-Former projector and language model, without the head."""
+
+    def __init__(self, config: SmolDriverConfig):
+        super().__init__(config)
+        self.vision_tower = AutoModel.from_config(config.vision_config)
+        if isinstance(getattr(self.vision_tower, "pooler", None), nn.Module):
+            self.vision_tower.pooler = None  # reads only the class token, so it would never be trained
+        # Some towers refuse another image size unless told to interpolate; DINOv2 and its kin always do.
+        self.tower_takes_interpolation = "interpolate_pos_encoding" in signature(self.vision_tower.forward).parameters
+        self.multi_modal_projector = MultiQFormerProjector(config, patch_grid(config.vision_config, config.image_size))
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def get_vision_features(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
+        """The tower on all images in one call.
+
+        Args:
+            pixel_values: (images, 3, height, width), images of any cameras.
+
+        Returns:
+            The tower's output; its `pooler_output` is replaced by the patch features (images, patches, vision_hidden)
+            without class and register tokens: what `forward(vision_features=…)` takes in place of pixels.
+
+        Raises:
+            ValueError: if `pixel_values` is not flat.
+        """
+        if pixel_values.ndim != 4:
+            raise ValueError(
+                "pixel_values must be flat, (images in the batch, 3, height, width), with camera_ids beside it; "
+                f"got shape {tuple(pixel_values.shape)}"
+            )
+        size = tuple(pixel_values.shape[-2:])
+        rows, columns = patch_grid(self.config.vision_config, size)
+        if self.tower_takes_interpolation and size != height_and_width(self.config.vision_config.image_size):
+            kwargs["interpolate_pos_encoding"] = True
+        outputs = self.vision_tower(pixel_values.to(self.vision_tower.dtype), return_dict=True, **kwargs)
+        features = outputs.last_hidden_state  # (images, special tokens + patches, vision_hidden)
+        outputs["pooler_output"] = features[:, features.shape[1] - rows * columns :]
+        return outputs
+
+    def _check_images(self, num_images: int, camera_ids: torch.Tensor | None, num_queries: int) -> None:
+        """Raise one ValueError where images, camera_ids and budget do not fit this model."""
+        config = self.config
+        if num_images == 0:
+            raise ValueError("expected at least one image, got none")
+        if not 1 <= num_queries <= config.max_queries or (
+            config.connector == "pixel_shuffle" and num_queries != config.max_queries
+        ):
+            allowed = f"1…{config.max_queries}" if config.connector == "linear" else str(config.max_queries)
+            raise ValueError(f"num_queries must be {allowed} with connector={config.connector!r}; got {num_queries}")
+        if camera_ids is None:
+            if num_images % len(config.cameras):
+                raise ValueError(
+                    f"without camera_ids every sample has all {len(config.cameras)} cameras, in the order "
+                    f"{config.cameras}; got {num_images} images"
+                )
+        elif camera_ids.shape != (num_images,):
+            raise ValueError(
+                f"camera_ids must be one index per image, ({num_images},); got shape {tuple(camera_ids.shape)}"
+            )
+        elif not torch.compiler.is_compiling() and not (
+            0 <= int(camera_ids.min()) and int(camera_ids.max()) < len(config.cameras)
+        ):
+            raise ValueError(
+                f"camera_ids must index {config.cameras}, 0…{len(config.cameras) - 1}; got {camera_ids.tolist()}"
+            )
+
+    @can_return_tuple
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        camera_ids: torch.Tensor | None = None,
+        num_queries: int | None = None,
+        vision_features: torch.Tensor | None = None,
+        output_attentions: bool = False,
+        **kwargs,
+    ) -> tuple | SmolDriverVisionOutput:
+        """Camera images → visual tokens.
+
+        Args:
+            pixel_values: (images, 3, height, width).
+            camera_ids: (images,) indices into `config.cameras`; None: whole scenes in `config.cameras` order.
+            num_queries: queries per camera; default `config.num_queries`.
+            vision_features: (images, patches, vision_hidden), `get_vision_features(…).pooler_output` computed before, in
+                place of `pixel_values`.
+            output_attentions: also return the tower's attentions and where each query looked.
+
+        Raises:
+            ValueError: wrong shapes, camera index or budget; both or neither of pixels and features.
+        """
+        if (pixel_values is None) == (vision_features is None):
+            raise ValueError("pass either pixel_values or vision_features, not both and not neither")
+        num_queries = self.config.num_queries if num_queries is None else num_queries
+        images = pixel_values if vision_features is None else vision_features
+        self._check_images(images.shape[0], camera_ids, num_queries)
+        if vision_features is None:
+            outputs = self.get_vision_features(pixel_values, output_attentions=output_attentions, **kwargs)
+            vision_features = outputs.pooler_output
+            grid = patch_grid(self.config.vision_config, tuple(pixel_values.shape[-2:]))
+        else:
+            outputs = BaseModelOutputWithPooling()
+            grid = self.multi_modal_projector.grid
+            if vision_features.ndim != 3 or vision_features.shape[1] != grid[0] * grid[1]:
+                raise ValueError(
+                    f"vision_features must be (images, {grid[0] * grid[1]} patches, vision_hidden) for images of "
+                    f"{self.config.image_size} pixels; got shape {tuple(vision_features.shape)}"
+                )
+        tokens, qformer_attentions = self.multi_modal_projector(
+            vision_features.to(self.dtype), camera_ids, num_queries, grid, output_attentions
+        )
+        return SmolDriverVisionOutput(
+            last_hidden_state=outputs.last_hidden_state,
+            pooler_output=tokens,  # (images, tokens, text_hidden)
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            qformer_attentions=qformer_attentions,
+        )
+
+    def get_placeholder_mask(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor) -> torch.Tensor:
+        """(batch, sequence) bool: where visual tokens go. Found by the placeholder's embedding if there are no ids."""
+        if input_ids is not None:
+            return input_ids == self.config.image_token_id
+        image_token = torch.full((), self.config.image_token_id, dtype=torch.long, device=inputs_embeds.device)
+        return (inputs_embeds == self.get_input_embeddings()(image_token)).all(-1)
+
+    def _budget(self, placeholders: torch.Tensor, num_images: int) -> int:
+        """How many queries the prompt's placeholders leave for each image."""
+        if torch.compiler.is_compiling():
+            return self.config.num_queries
+        count = int(placeholders.sum())
+        if num_images == 0 or count == 0 or count % num_images:
+            raise ValueError(
+                f"the number of image placeholders must be a positive multiple of the number of images; "
+                f"got {count} placeholders for {num_images} images"
+            )
+        return count // num_images * self.config.queries_per_token
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        camera_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        vision_features: torch.FloatTensor | None = None,
+        **kwargs,
+    ) -> tuple | SmolDriverModelOutputWithPast:
+        """Run the model; the budget is read off the number of placeholders in the prompt.
+
+        Args:
+            input_ids: (batch, sequence), or `inputs_embeds` (batch, sequence, text_hidden) in its place.
+            pixel_values: (images in the batch, 3, height, width), in the order of the placeholders.
+            camera_ids: (images in the batch,) indices into `config.cameras`.
+            vision_features: see `get_image_features`.
+
+        Raises:
+            ValueError: if ids and embeddings are both given or both missing, or placeholders do not fit the images.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("pass either input_ids or inputs_embeds, not both and not neither")
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+
+        image_hidden_states = None
+        if pixel_values is not None or vision_features is not None:
+            images = pixel_values if vision_features is None else vision_features
+            placeholders = self.get_placeholder_mask(input_ids, inputs_embeds)  # (batch, sequence)
+            image_hidden_states = self.get_image_features(
+                pixel_values,
+                camera_ids,
+                num_queries=self._budget(placeholders, images.shape[0]),
+                vision_features=vision_features,
+                return_dict=True,
+            ).pooler_output.to(inputs_embeds.device, inputs_embeds.dtype)
+            inputs_embeds = inputs_embeds.masked_scatter(placeholders[..., None], image_hidden_states)
+
+        outputs = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            return_dict=True,
+            **kwargs,
+        )
+        return SmolDriverModelOutputWithPast(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=image_hidden_states,
+        )
+
+
+class SmolDriverForConditionalGeneration(SmolDriverPreTrainedModel, GenerationMixin):
+    """SmolDriver with its language modelling head: answers questions about what the cameras see."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+
+    def __init__(self, config: SmolDriverConfig):
+        super().__init__(config)
+        self.model = SmolDriverModel(config)
+        text_config = config.text_config
+        self.lm_head = nn.Linear(text_config.hidden_size, text_config.vocab_size, bias=False)
+        # Language models name their embeddings differently (embed_tokens, wte, …); this instance's own name counts.
+        embeddings = self.get_input_embeddings()
+        name = next(name for name, module in self.named_modules() if module is embeddings)
+        self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.lm_head = value
+
+    def get_image_features(self, pixel_values=None, camera_ids=None, **kwargs) -> tuple | SmolDriverVisionOutput:
+        """See `SmolDriverModel.get_image_features`."""
+        return self.model.get_image_features(pixel_values, camera_ids, **kwargs)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        camera_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        vision_features: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs,
+    ) -> tuple | SmolDriverCausalLMOutputWithPast:
+        """See `SmolDriverModel.forward`.
+
+        Args:
+            labels: (batch, sequence) token ids, -100 where nothing is to be learnt.
+            logits_to_keep: how many last positions, or which positions, get logits; 0: all.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            camera_ids=camera_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            vision_features=vision_features,
+            return_dict=True,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])  # (batch, kept, vocab)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
+            )
+        return SmolDriverCausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=outputs.image_hidden_states,
+        )
+
+    def prepare_inputs_for_generation(self, *args, is_first_iteration: bool = False, use_cache: bool = True, **kwargs):
+        if use_cache and not is_first_iteration:
+            kwargs = {key: value for key, value in kwargs.items() if key not in IMAGE_INPUTS}
+        return super().prepare_inputs_for_generation(
+            *args, is_first_iteration=is_first_iteration, use_cache=use_cache, **kwargs
+        )
+
+    def _expand_inputs_for_generation(self, expand_size: int = 1, is_encoder_decoder: bool = False, **kwargs):
+        """Repeat each row for beams or samples; its images, flat over the batch, are repeated as one group."""
+        images = {key: kwargs.pop(key) for key in IMAGE_INPUTS if kwargs.get(key) is not None}
+        if images and expand_size > 1:
+            placeholders = self.model.get_placeholder_mask(kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
+            num_images = next(iter(images.values())).shape[0]
+            tokens_per_image = int(placeholders.sum()) // num_images
+            rows = torch.arange(num_images, device=placeholders.device).split(
+                (placeholders.sum(-1) // tokens_per_image).tolist()
+            )
+            order = torch.cat([row for row in rows for _ in range(expand_size)])
+            images = {key: value[order.to(value.device)] for key, value in images.items()}
+        input_ids, kwargs = super()._expand_inputs_for_generation(
+            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, **kwargs
+        )
+        return input_ids, {**kwargs, **images}
+
+
+__all__ = [
+    "SmolDriverCausalLMOutputWithPast",
+    "SmolDriverForConditionalGeneration",
+    "SmolDriverModel",
+    "SmolDriverPreTrainedModel",
+    "SmolDriverVisionOutput",
+]

@@ -1,0 +1,342 @@
+"""SmolDriverProcessor: named camera images and a question → model inputs.
+
+The prompt names every camera in front of its visual tokens, `CAM_FRONT: <image>`; the label right before a placeholder says
+which camera's image belongs there. What a user writes is text: control tokens inside it are broken up, in the chat template
+itself, so engines that render the template on their own are covered too.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from transformers.processing_utils import ImagesKwargs, MultiModalData, ProcessingKwargs, ProcessorMixin
+
+# Filled in by `chat_template_for`; `plain` writes user text, in which no control token can survive.
+CHAT_TEMPLATE = """\
+{%- set control_tokens = @CONTROL@ -%}
+{%- set cameras = @CAMERAS@ -%}
+{%- set seen = namespace(images=0) -%}
+{%- macro plain(text) -%}
+{%- set safe = namespace(text=text) -%}
+{%- for token in control_tokens -%}
+{%- set safe.text = safe.text | replace(token, token[0] + ' ' + token[1:]) -%}
+{%- endfor -%}
+{{- safe.text -}}
+{%- endmacro -%}
+{%- macro body(content) -%}
+{%- if content is string -%}
+{{- plain(content) -}}
+{%- else -%}
+{%- for part in content -%}
+{%- if part.type == 'image' -%}
+{%- set camera = part.camera if part.camera else cameras[seen.images] -%}
+{%- if camera not in cameras -%}
+{{- raise_exception('unknown camera ' ~ part.camera ~ '; this model knows ' ~ cameras | join(', ')) -}}
+{%- endif -%}
+{%- set seen.images = seen.images + 1 -%}
+{{- camera ~ ': @IMAGE@\n' -}}
+{%- elif part.type == 'text' -%}
+{{- plain(part.text) -}}
+{%- else -%}
+{{- raise_exception('a message part is an image or a text, not ' ~ part.type) -}}
+{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+{%- endmacro -%}
+{%- for message in messages -%}
+{%- if message.role == 'assistant' -%}
+{{- @ASSISTANT@ -}}
+{%- generation -%}
+{{- body(message.content) + @END@ -}}
+{%- endgeneration -%}
+{{- @AFTER@ -}}
+{%- elif message.role == 'system' -%}
+{{- @SYSTEM@ + body(message.content) + @END@ + @AFTER@ -}}
+{%- elif message.role == 'user' -%}
+{{- @USER@ + body(message.content) + @END@ + @AFTER@ -}}
+{%- else -%}
+{{- raise_exception('a role is system, user or assistant, not ' ~ message.role) -}}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- @ASSISTANT@ -}}
+{%- endif -%}
+"""
+
+
+def chat_template_for(tokenizer: Any, cameras: list[str], image_token: str) -> str:
+    """The chat template of a SmolDriver processor, in the turn format that the tokenizer's language model was tuned on.
+
+    SmolVLM's (`<|im_start|>User: … <end_of_utterance>`) where its end-of-utterance token exists, else ChatML where
+    `<|im_end|>` does, else plain "User:" and "Assistant:" lines closed by the end-of-sequence token.
+    """
+    control_tokens = [str(token) for token in tokenizer.added_tokens_decoder.values()]
+    if "<end_of_utterance>" in control_tokens:
+        turns = {"SYSTEM": "System: ", "USER": "User: ", "ASSISTANT": "Assistant:", "END": "<end_of_utterance>"}
+        start = "<|im_start|>"
+    elif "<|im_end|>" in control_tokens:
+        turns = {role: f"<|im_start|>{role.lower()}\n" for role in ("SYSTEM", "USER", "ASSISTANT")}
+        turns["END"], start = "<|im_end|>", ""
+    else:
+        turns = {"SYSTEM": "System: ", "USER": "User: ", "ASSISTANT": "Assistant:", "END": tokenizer.eos_token}
+        start = ""
+    template = CHAT_TEMPLATE
+    # Longest first: breaking a short token must not hide a longer one that contains it.
+    control_tokens = sorted({*control_tokens, image_token}, key=lambda token: (-len(token), token))
+    for name, value in {**turns, "AFTER": "\n", "CONTROL": control_tokens, "CAMERAS": list(cameras)}.items():
+        template = template.replace(f"@{name}@", json.dumps(value, ensure_ascii=False))
+    template = template.replace("@IMAGE@", image_token)
+    return (f"{{{{- {json.dumps(start)} -}}}}\n" if start else "") + template
+
+
+class RenderedPrompt(str):
+    """A prompt that `apply_chat_template` rendered: its placeholders are control, not something a user wrote."""
+
+
+class SmolDriverImagesKwargs(ImagesKwargs, total=False):
+    num_queries: int
+
+
+class SmolDriverProcessorKwargs(ProcessingKwargs, total=False):
+    images_kwargs: SmolDriverImagesKwargs
+    _defaults = {"text_kwargs": {"padding": True}}
+
+
+class SmolDriverProcessor(ProcessorMixin):
+    """Wraps the image processor and the tokenizer, and knows the cameras and their budget.
+
+    ```python
+    inputs = processor(images={"CAM_FRONT": front, "CAM_BACK": "back.jpg"}, text="Is it safe to brake?",
+                       num_queries=16, return_tensors="pt")
+    answer = model.generate(**inputs)
+    ```
+
+    `images` is one sample's `{camera: image}`, or a plain list in the order of `cameras` (its first ones if it is
+    shorter), or a list of either for a batch. Beside a dict, or without a placeholder, a text is a user's question: the
+    camera prompt is put around it and control tokens inside it are treated as text. Beside a list, a text with placeholders
+    is a prompt, as everywhere in transformers; labels in it name the cameras.
+
+    Output: `input_ids`, `attention_mask` (batch, sequence), `pixel_values` (images in the batch, 3, height, width) and
+    `camera_ids` (images in the batch,), indices into `cameras`.
+
+    Args:
+        image_processor, tokenizer: the parts.
+        cameras: the model's cameras, in `config.cameras` order.
+        max_queries, num_queries: queries that exist, and in use by default, per camera.
+        queries_per_token: queries that one visual token takes: 1, or `scale_factor`² with `pixel_shuffle`.
+        image_token: the placeholder.
+    """
+
+    valid_processor_kwargs = SmolDriverProcessorKwargs
+
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        chat_template: str | None = None,
+        cameras: list[str] | None = None,
+        max_queries: int = 64,
+        num_queries: int = 64,
+        queries_per_token: int = 1,
+        image_token: str = "<image>",
+    ):
+        if not cameras:
+            raise ValueError("SmolDriverProcessor needs the names of the model's cameras; got none")
+        if image_token not in tokenizer.get_vocab():
+            raise ValueError(f"the tokenizer has no image placeholder {image_token!r}: add it as a special token")
+        self.cameras = list(cameras)
+        self.max_queries = max_queries
+        self.num_queries = num_queries
+        self.queries_per_token = queries_per_token
+        self.image_token = image_token
+        self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
+        if chat_template is None:
+            chat_template = chat_template_for(tokenizer, self.cameras, image_token)
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return [*self.tokenizer.model_input_names, "pixel_values", "camera_ids"]
+
+    def prompt(self, question: str, cameras: list[str]) -> str:
+        """The prompt of one user question about images of `cameras`, ready for the answer."""
+        content = [{"type": "image", "camera": camera} for camera in cameras]
+        message = {"role": "user", "content": [*content, {"type": "text", "text": question}]}
+        return self.apply_chat_template([message], add_generation_prompt=True)
+
+    def apply_chat_template(self, conversation, chat_template: str | None = None, **kwargs):
+        """See `ProcessorMixin.apply_chat_template`. Image parts may carry `"camera"`; without it they are taken in order."""
+        rendered = super().apply_chat_template(conversation, chat_template, **kwargs)
+        if isinstance(rendered, str):
+            return RenderedPrompt(rendered)
+        if isinstance(rendered, list) and rendered and isinstance(rendered[0], str):
+            return [RenderedPrompt(prompt) for prompt in rendered]
+        return rendered
+
+    def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
+        """Bring every accepted layout into one: per sample a prompt with placeholders and a `{camera: image}` dict."""
+        if videos is not None or audio is not None:
+            raise ValueError("SmolDriver takes images and text; got videos or audio")
+        if text is None:
+            texts = None
+        else:
+            texts = [text] if isinstance(text, str) else list(text) if isinstance(text, list | tuple) else [text]
+            for item in texts:
+                if not isinstance(item, str):
+                    raise ValueError(f"text must be a string or a list of strings; got {type(item).__name__}")
+            if not texts:
+                raise ValueError("text must hold at least one string; got an empty list")
+        if images is None:
+            for item in texts or []:
+                if self.image_token in item:
+                    raise ValueError(f"the text has {item.count(self.image_token)} {self.image_token} but no image")
+            return None, texts, None, None
+
+        samples = self._samples(images, texts)
+        if texts is None:
+            return [self._named(sample, None) for sample in samples], None, None, None
+        prompts, named = [], []
+        for index, (sample, item) in enumerate(zip(samples, texts, strict=True)):
+            where = f"sample {index}: " if len(samples) > 1 else ""
+            try:
+                if self._is_prompt(item, sample):
+                    named.append(self._named(sample, item))
+                    prompts.append(str(item))
+                else:
+                    named.append(self._named(sample, None))
+                    prompts.append(str(self.prompt(item, list(named[-1]))))
+            except ValueError as error:
+                raise ValueError(f"{where}{error}") from error
+        return named, prompts, None, None
+
+    def _samples(self, images: Any, texts: list[str] | None) -> list[Any]:
+        """One dict or list of images per text."""
+        nested = list | tuple | Mapping
+        if isinstance(images, Mapping) or not isinstance(images, list | tuple):
+            samples = [images if isinstance(images, Mapping) else [images]]
+        elif images and all(isinstance(item, nested) for item in images):
+            samples = list(images)
+        elif any(isinstance(item, nested) for item in images):
+            raise ValueError("images must be one sample (a dict or a flat list) or a list of samples, not a mixture")
+        elif texts is not None and len(texts) > 1:  # flat list, several prompts: their placeholders divide it
+            counts = [item.count(self.image_token) for item in texts]
+            if sum(counts) != len(images) or 0 in counts:
+                raise ValueError(
+                    f"a flat list of images beside {len(texts)} texts needs as many {self.image_token} in them as images; "
+                    f"got {counts} for {len(images)} images. Pass one dict or list of images per text"
+                )
+            ends = [sum(counts[: index + 1]) for index in range(len(counts))]
+            samples = [list(images[end - count : end]) for end, count in zip(ends, counts, strict=True)]
+        else:
+            samples = [list(images)]
+        if texts is not None and len(samples) != len(texts):
+            raise ValueError(f"expected one set of images per text; got {len(samples)} sets for {len(texts)} texts")
+        return samples
+
+    def _is_prompt(self, text: str, sample: Any) -> bool:
+        """Whether placeholders in `text` are control: the caller's prompt, rather than a user's question."""
+        if isinstance(text, RenderedPrompt):
+            return True
+        if self.image_token not in text:
+            return False
+        if isinstance(sample, Mapping):
+            if text.startswith(self.prompt("", [])[:8]):
+                raise ValueError(
+                    "beside a dict of images a plain string is a user's question, and this one looks like a rendered prompt; "
+                    "pass apply_chat_template's own result, or the images as a list in the prompt's order"
+                )
+            return False
+        return True
+
+    def _named(self, sample: Any, prompt: str | None) -> dict[str, Any]:
+        """{camera: image} of one sample, in the order of its prompt, or of `cameras` where there is none yet."""
+        if len(sample) == 0:
+            raise ValueError(f"expected at least one camera image, got none; the cameras are {self.cameras}")
+        if isinstance(sample, Mapping):
+            self._check_known(list(sample))
+        elif len(sample) > len(self.cameras):
+            raise ValueError(f"expected at most {len(self.cameras)} images, one per camera; got {len(sample)}")
+        if prompt is None:
+            if isinstance(sample, Mapping):
+                return {camera: sample[camera] for camera in self.cameras if camera in sample}
+            return dict(zip(self.cameras, sample, strict=False))
+
+        labels = re.findall(rf"(?:(\w+): )?{re.escape(self.image_token)}", prompt)
+        if len(labels) != len(sample):
+            raise ValueError(
+                f"the prompt has {len(labels)} {self.image_token} placeholders for {len(sample)} images; expected one each"
+            )
+        if all(label in self.cameras for label in labels):
+            self._check_known(labels)
+        elif any(label in self.cameras for label in labels):
+            raise ValueError(f"some placeholders name a camera and some do not: {labels}")
+        else:
+            labels = self.cameras[: len(labels)]
+        if isinstance(sample, Mapping):
+            if set(labels) != set(sample):
+                raise ValueError(f"the prompt names {labels}, but the images are of {list(sample)}")
+            return {camera: sample[camera] for camera in labels}
+        return dict(zip(labels, sample, strict=True))
+
+    def _check_known(self, names: list[str]) -> None:
+        unknown = [name for name in names if name not in self.cameras]
+        if unknown:
+            raise ValueError(f"unknown camera {unknown[0]!r}; this model knows {self.cameras}")
+        if len(set(names)) != len(names):
+            raise ValueError(f"each camera may come once per sample; got {names}")
+
+    def validate_inputs(self, images=None, text=None, videos=None, audio=None, **kwargs):
+        """`prepare_inputs_layout` has checked images against text; what is left is that there is something."""
+        if images is None and text is None:
+            raise ValueError("expected images, text or both; got neither")
+
+    def _process_images(self, images: list[dict[str, Any]], num_queries: int | None = None, **kwargs):
+        """All samples' images → pixel_values and camera_ids, and the text that replaces each placeholder."""
+        self.num_image_tokens(num_queries)  # a wrong budget is told before any image is decoded
+        kwargs["return_tensors"] = "np"
+        pixel_values, camera_ids = [], []
+        for sample in images:
+            for camera, image in sample.items():
+                try:
+                    pixel_values.append(self.image_processor([image], **kwargs)["pixel_values"])
+                except ValueError as error:
+                    raise ValueError(f"{camera}: {error}") from error
+                camera_ids.append(self.cameras.index(camera))
+        shapes = {pixels.shape for pixels in pixel_values}
+        if len(shapes) > 1:
+            raise ValueError(f"without do_resize all images must have one shape; got {sorted(shapes)}")
+        # (images, 3, height, width) and (images,)
+        processed = {"pixel_values": np.concatenate(pixel_values), "camera_ids": np.asarray(camera_ids)}
+        replacements = [
+            self.replace_image_token(processed, index, num_queries=num_queries) for index in range(len(camera_ids))
+        ]
+        return processed, replacements
+
+    def num_image_tokens(self, num_queries: int | None = None) -> int:
+        """Visual tokens per camera at a budget of `num_queries`, or at the default.
+
+        Raises:
+            ValueError: budget out of range, or not the only one that `pixel_shuffle` has.
+        """
+        budget = self.num_queries if num_queries is None else num_queries
+        lowest = 1 if self.queries_per_token == 1 else self.max_queries
+        if isinstance(budget, bool) or not isinstance(budget, int) or not lowest <= budget <= self.max_queries:
+            raise ValueError(
+                f"num_queries must be an integer from {lowest} to {self.max_queries} for this model; got {budget!r}"
+            )
+        return budget // self.queries_per_token
+
+    def replace_image_token(self, image_inputs: dict, image_idx: int, num_queries: int | None = None, **kwargs) -> str:
+        return self.image_token * self.num_image_tokens(num_queries)
+
+    def _get_num_multimodal_tokens(self, image_sizes=None, num_queries: int | None = None, **kwargs) -> MultiModalData:
+        """Tokens and patches per image, for serving engines that plan ahead."""
+        if image_sizes is None:
+            return MultiModalData()
+        tokens = self.num_image_tokens(num_queries)
+        return MultiModalData(num_image_tokens=[tokens] * len(image_sizes), num_image_patches=[1] * len(image_sizes))
+
+
+__all__ = ["RenderedPrompt", "SmolDriverProcessor", "chat_template_for"]

@@ -1,0 +1,255 @@
+"""The multi-Q-Former projector: patch features of each camera → a chosen number of visual tokens for the language model.
+
+One Q-Former per named camera. Queries attend to the camera's features and never to each other, so the first m tokens of a
+larger budget are exactly the m-token output (the nesting of Matryoshka representations, Kusupati et al. 2022, and of the
+Matryoshka Query Transformer, Hu et al. 2024).
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+POSITION_SCALE = 32.0  # the unit square counts as this many patches a side, the usual range of 2-D sine-cosine tables
+
+
+def sincos_positions(points: torch.Tensor, hidden_size: int) -> torch.Tensor:
+    """2-D sine-cosine position vectors of points in the unit square.
+
+    Args:
+        points: (points, 2), rows of (y, x) in [0, 1].
+        hidden_size: divisible by 4.
+
+    Returns:
+        (points, hidden_size): sin and cos of y, then of x, at hidden_size / 4 frequencies.
+    """
+    steps = torch.arange(hidden_size // 4, device=points.device, dtype=torch.float32)
+    frequencies = 10000.0 ** (-steps / (hidden_size // 4))
+    angles = POSITION_SCALE * points.float()[..., None] * frequencies  # (points, 2, hidden / 4)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1)  # (points, hidden)
+
+
+def grid_points(height: int, width: int, device: torch.device | None = None) -> torch.Tensor:
+    """(height · width, 2): the cell centres of a grid over the unit square, row by row, as (y, x)."""
+    rows = (torch.arange(height, device=device) + 0.5) / height
+    columns = (torch.arange(width, device=device) + 0.5) / width
+    return torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).flatten(0, 1)
+
+
+def spread_points(count: int, device: torch.device | None = None) -> torch.Tensor:
+    """(count, 2): a sequence of points every prefix of which covers the unit square evenly.
+
+    The additive recurrence with the plastic number (Roberts 2018, "R2"). So each budget m sees the whole image; the first
+    rows of a raster grid would see the sky.
+    """
+    plastic = 1.32471795724474602596
+    steps = torch.arange(1, count + 1, device=device, dtype=torch.float32)
+    points = torch.stack([0.5 + steps / plastic, 0.5 + steps / plastic**2], dim=-1)
+    return points % 1.0
+
+
+def eager_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention with its weights: ((images, queries, heads, head_dim), (images, heads, queries, patches))."""
+    weights = (query @ key.transpose(-1, -2)) * scaling
+    weights = weights.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+class QFormer(nn.Module):
+    """Learned queries that read one camera's patch features by cross-attention.
+
+    Keys are LayerNorm(features) + position, or position alone with `key_source="position"`; values are the features. Each
+    query has a place of its own in the image from which its search starts.
+    """
+
+    is_causal = False  # without it, sdpa would hide later patches from earlier queries
+
+    def __init__(self, config):
+        super().__init__()
+        projector = config.projector_config
+        vision_hidden_size = config.vision_config.hidden_size
+        self.config = projector
+        self.key_source = config.key_source
+        self.head_dim = projector.hidden_size // projector.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.num_key_value_groups = 1
+
+        self.queries = nn.Parameter(torch.empty(config.max_queries, projector.hidden_size))
+        self.query_norm = nn.LayerNorm(projector.hidden_size, eps=projector.layer_norm_eps)
+        if config.key_source == "features":
+            self.key_norm = nn.LayerNorm(vision_hidden_size, eps=projector.layer_norm_eps)
+        self.q_proj = nn.Linear(projector.hidden_size, projector.hidden_size)
+        self.k_proj = nn.Linear(vision_hidden_size, projector.hidden_size, bias=False)  # a key bias cancels in softmax
+        self.v_proj = nn.Linear(vision_hidden_size, projector.hidden_size)
+        self.o_proj = nn.Linear(projector.hidden_size, projector.hidden_size)
+        self.mlp_norm = nn.LayerNorm(projector.hidden_size, eps=projector.layer_norm_eps)
+        self.up_proj = nn.Linear(projector.hidden_size, projector.intermediate_size)
+        self.act = nn.GELU()
+        self.down_proj = nn.Linear(projector.intermediate_size, projector.hidden_size)
+
+    def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
+        """(images, tokens, hidden) → (images, heads, tokens, head_dim)"""
+        return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+    def project(
+        self,
+        features: torch.Tensor,
+        key_positions: torch.Tensor,
+        query_positions: torch.Tensor,
+        num_queries: int,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Query, key and value heads for `features` (images, patches, vision_hidden) of this camera."""
+        keys = key_positions.expand(features.shape[0], -1, -1)
+        if self.key_source == "features":
+            keys = self.key_norm(features) + keys
+        queries = self.query_norm(self.queries[:num_queries]) + query_positions[:num_queries]
+        queries = queries.expand(features.shape[0], -1, -1)  # (images, queries, hidden)
+        return (
+            self._split_heads(self.q_proj(queries)),
+            self._split_heads(self.k_proj(keys)),
+            self._split_heads(self.v_proj(features)),
+        )
+
+    def finish(self, context: torch.Tensor) -> torch.Tensor:
+        """What was read, (images, queries, heads, head_dim) → (images, queries, hidden)."""
+        hidden_states = self.queries[: context.shape[1]] + self.o_proj(context.flatten(-2))
+        return hidden_states + self.down_proj(self.act(self.up_proj(self.mlp_norm(hidden_states))))
+
+
+class LinearConnector(nn.Module):
+    """Q-Former output → one visual token per query, at the text embeddings' scale."""
+
+    def __init__(self, config):
+        super().__init__()
+        projector = config.projector_config
+        text_hidden_size = config.text_config.hidden_size
+        self.norm = nn.LayerNorm(projector.hidden_size, eps=projector.layer_norm_eps)
+        self.proj = nn.Linear(projector.hidden_size, text_hidden_size)
+        self.scale_norm = nn.RMSNorm(text_hidden_size, eps=projector.layer_norm_eps)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.scale_norm(self.proj(self.norm(hidden_states)))  # (images, queries, text_hidden)
+
+
+class PixelShuffleConnector(nn.Module):
+    """SmolVLM's connector: squares of scale_factor² neighbouring queries → one token, then one bias-free projection."""
+
+    def __init__(self, config):
+        super().__init__()
+        projector = config.projector_config
+        self.scale_factor = projector.scale_factor
+        self.side = round(config.max_queries**0.5)
+        self.proj = nn.Linear(projector.hidden_size * self.scale_factor**2, config.text_config.hidden_size, bias=False)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        fold, cells = self.scale_factor, self.side // self.scale_factor
+        grid = hidden_states.unflatten(1, (cells, fold, cells, fold))  # (images, cells, fold, cells, fold, hidden)
+        folded = grid.permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2)  # (images, cells², fold² · hidden)
+        return self.proj(folded)  # (images, cells², text_hidden)
+
+
+class MultiQFormerProjector(nn.Module):
+    """One Q-Former per named camera, in `qformers.<CAMERA>`, and one connector behind them all."""
+
+    def __init__(self, config, grid: tuple[int, int]):
+        super().__init__()
+        projector = config.projector_config
+        self.config = projector
+        self.cameras = list(config.cameras)
+        self.grid = grid
+        self.max_queries = config.max_queries
+        self.square_queries = config.connector == "pixel_shuffle"
+        self.qformers = nn.ModuleDict({name: QFormer(config) for name in self.cameras})
+        self.connector = PixelShuffleConnector(config) if self.square_queries else LinearConnector(config)
+        self.vision_hidden_size = config.vision_config.hidden_size
+        # Absent from checkpoints; _init_weights fills them, also after construction on the meta device.
+        self.register_buffer(
+            "key_positions", torch.empty(grid[0] * grid[1], self.vision_hidden_size), persistent=False
+        )
+        self.register_buffer(
+            "query_positions", torch.empty(config.max_queries, projector.hidden_size), persistent=False
+        )
+
+    def init_buffers(self) -> None:
+        """Fill the two position tables (called by `_init_weights`)."""
+        device = self.query_positions.device
+        if self.square_queries:
+            side = round(self.max_queries**0.5)
+            points = grid_points(side, side, device)
+        else:
+            points = spread_points(self.max_queries, device)
+        init.copy_(self.query_positions, sincos_positions(points, self.config.hidden_size))
+        init.copy_(self.key_positions, sincos_positions(grid_points(*self.grid, device), self.vision_hidden_size))
+
+    def positions_of(self, grid: tuple[int, int], like: torch.Tensor) -> torch.Tensor:
+        """(patches, vision_hidden) for a grid of patches; from the table unless the images have another size."""
+        if grid == self.grid:
+            return self.key_positions.to(like.dtype)
+        return sincos_positions(grid_points(*grid, like.device), self.vision_hidden_size).to(like.dtype)
+
+    def camera_slices(
+        self, num_images: int, camera_ids: torch.Tensor | None
+    ) -> list[tuple[str, slice | torch.Tensor]]:
+        """Which images belong to which camera. Without ids they come as whole scenes in `cameras` order (static)."""
+        if camera_ids is None:
+            count = len(self.cameras)
+            return [(name, slice(index, num_images, count)) for index, name in enumerate(self.cameras)]
+        slices = [(name, (camera_ids == index).nonzero().flatten()) for index, name in enumerate(self.cameras)]
+        return [(name, rows) for name, rows in slices if len(rows)]
+
+    def forward(
+        self,
+        features: torch.Tensor,
+        camera_ids: torch.Tensor | None,
+        num_queries: int,
+        grid: tuple[int, int],
+        output_attentions: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """All cameras' features → visual tokens, with one attention call for all of them.
+
+        Args:
+            features: (images, patches, vision_hidden), images of any cameras in any order.
+            camera_ids: (images,) indices into `cameras`, or None for whole scenes in `cameras` order.
+            num_queries: queries in use.
+            grid: (rows, columns) of the patches.
+            output_attentions: also return where each query looked.
+
+        Returns:
+            tokens (images, tokens, text_hidden) and attentions (images, heads, queries, patches) or None.
+        """
+        slices = self.camera_slices(features.shape[0], camera_ids)
+        key_positions = self.positions_of(grid, features)
+        query_positions = self.query_positions.to(features.dtype)
+        parts = [
+            self.qformers[name].project(features[rows], key_positions, query_positions, num_queries)
+            for name, rows in slices
+        ]
+        query, key, value = (torch.cat(states) for states in zip(*parts, strict=True))  # images grouped by camera
+
+        attend: Callable = eager_attention
+        if not output_attentions and self.config._attn_implementation not in (None, "eager"):
+            attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
+        first = self.qformers[slices[0][0]]  # all Q-Formers share shapes and scaling
+        context, weights = attend(first, query, key, value, None, scaling=first.scaling, dropout=0.0)
+
+        sizes = [part[0].shape[0] for part in parts]
+        hidden_states = torch.cat(
+            [self.qformers[name].finish(rows) for (name, _), rows in zip(slices, context.split(sizes), strict=True)]
+        )
+        if camera_ids is None:  # from camera-major back to scene-major
+            order = torch.arange(features.shape[0], device=features.device).view(len(self.cameras), -1).T.flatten()
+        else:
+            order = torch.cat([rows for _, rows in slices]).argsort()
+        tokens = self.connector(hidden_states)[order]
+        return tokens, weights[order] if output_attentions else None
