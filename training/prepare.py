@@ -1,0 +1,408 @@
+"""Prepare a DriveLM file: validate it, split it by scene and write the tables that `training.rows` reads.
+
+    python -m training.prepare --drivelm_json v1_1_train_nus.json --image_root data --output_dir prepared
+
+The same command again does nothing if neither the file, the options nor the images have changed. Variants:
+
+    --strict                       any loss is an error and nothing is written
+    --coordinates normalised       <c1,CAM_BACK,0.680,0.553> instead of pixels of a 1600x900 image
+    --coordinates none             without the questions that hold or ask for coordinates
+    --categories perception behavior
+    --split test                   everything in one split, for challenge files (their hidden answers stay empty)
+    --verify_images                decode every image to find broken files (minutes for the full release)
+
+Where images are looked for: DriveLM writes `../nuscenes/samples/CAM_FRONT/NAME.jpg`. A leading `../` is dropped, and
+the rest is looked up under `--image_root`, once as it is and once without its leading `nuscenes/`. So `--image_root`
+is either the folder that holds `nuscenes/` or the nuScenes root itself. The tables hold paths relative to it.
+
+Nothing but questions, answers and image paths reaches the tables: no scene description and no boxes.
+
+What is lost is counted in `dataset.json` under `report`, with examples: `dropped` (missing or unreadable images, empty
+questions or answers, malformed tags, unknown cameras and categories, frames without any image), `filtered` (left out
+by an option) and `noted` (kept, but suspicious).
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+from tqdm import tqdm
+from transformers import HfArgumentParser
+
+from smoldriver_hf.configuration_smoldriver import CAMERAS
+from training.drivelm import (
+    CATEGORIES,
+    Frame,
+    Question,
+    find_tags,
+    has_malformed_tag,
+    normalise_coordinates,
+    read_frames,
+    scene_split,
+    split_hash,
+    tag_camera,
+    uses_coordinates,
+)
+from training.rows import EXTRA_VIEWS, FRAME_KEYS, QUESTION_SCHEMA, SPLITS, VIEWS
+
+FORMAT_VERSION = 1  # raise it when the tables change, so that folders of older code are written anew
+_EXAMPLES = 5
+_ROWS_PER_WRITE = 10_000
+_IMAGE_SCHEMA = pa.schema([("path", pa.string()), ("file", pa.string()), ("bytes", pa.int64())])
+
+
+@dataclass
+class PrepareArguments:
+    """Options of `python -m training.prepare`."""
+
+    drivelm_json: str = field(metadata={"help": "DriveLM v1.0 or v1.1 train file, or a challenge file"})
+    image_root: str = field(metadata={"help": "folder that holds nuscenes/, or the nuScenes root itself"})
+    output_dir: str = field(metadata={"help": "folder for dataset.json, frames/ and questions/"})
+    strict: bool = field(default=False, metadata={"help": "make any loss an error"})
+    coordinates: Literal["pixels", "normalised", "none"] = field(
+        default="pixels", metadata={"help": "keep coordinates, make them shares of the image, or drop such questions"}
+    )
+    categories: list[str] = field(
+        default_factory=lambda: list(CATEGORIES), metadata={"help": "question categories to keep"}
+    )
+    split: Literal["by_scene", "train", "validation", "test"] = field(
+        default="by_scene", metadata={"help": "80/10/10 by scene, or one split for everything"}
+    )
+    verify_images: bool = field(default=False, metadata={"help": "decode every image to find broken files"})
+
+    def __post_init__(self) -> None:
+        unknown = [category for category in self.categories if category not in CATEGORIES]
+        if unknown or not self.categories:
+            raise ValueError(f"--categories takes some of {', '.join(CATEGORIES)}; got {self.categories}")
+
+
+class Report:
+    """Counts of what was dropped, filtered and noted, by reason, with the first few examples of each."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, Counter[str]] = defaultdict(Counter)
+        self._examples: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+
+    def add(self, kind: str, reason: str, example: str) -> None:
+        """Count one loss; kind is "dropped", "filtered" or "noted"."""
+        self._counts[kind][reason] += 1
+        if len(self._examples[kind][reason]) < _EXAMPLES:
+            self._examples[kind][reason].append(example)
+
+    def to_dict(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """{kind: {reason: {"count": ..., "examples": [...]}}}"""
+        return {
+            kind: {
+                reason: {"count": count, "examples": self._examples[kind][reason]}
+                for reason, count in self._counts[kind].items()
+            }
+            for kind in ("dropped", "filtered", "noted")
+        }
+
+
+class ImageFinder:
+    """Finds the files of image paths under one root and remembers every path it was asked for."""
+
+    def __init__(self, root: Path, verify: bool) -> None:
+        self._root = root
+        self._verify = verify
+        self.asked: dict[str, tuple[str | None, int]] = {}  # path in the file -> path under the root, size in bytes
+
+    def find(self, path: str) -> tuple[str | None, str | None]:
+        """Return (path under the root, None), or (None, why there is none)."""
+        if path not in self.asked:
+            self.asked[path] = _locate(self._root, path)
+        found, _ = self.asked[path]
+        if found is None:
+            return None, "missing image"
+        if self._verify and not _is_readable(self._root / found):
+            return None, "unreadable image"
+        return found, None
+
+
+class TableWriter:
+    """Writes the questions of each split as they come and the frames at the end, into a folder of its own."""
+
+    def __init__(self, folder: Path, files: ExitStack) -> None:
+        self._folder = folder
+        self._files = files
+        self._writers: dict[str, pq.ParquetWriter] = {}
+        self._questions: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        self._frames: dict[str, list[dict[str, str | None]]] = defaultdict(list)
+        self.splits: dict[str, str] = {}
+        self.counts: dict[str, Counter[str]] = defaultdict(Counter)
+
+    def add(self, split: str, frame: dict[str, str | None], questions: list[dict[str, Any]]) -> None:
+        """Add one frame (tokens and an image path per view) and its rows of the questions table."""
+        scene_token = str(frame["scene_token"])
+        self.counts[split].update({"scenes": scene_token not in self.splits, "frames": 1, "questions": len(questions)})
+        self.counts[split].update(row["category"] for row in questions)
+        self.splits[scene_token] = split
+        self._frames[split].append(frame)
+        self._questions[split] += questions
+        if len(self._questions[split]) >= _ROWS_PER_WRITE:
+            self._write_questions(split)
+
+    def finish(self) -> None:
+        """Write what is left. Extra views get a column only if some frame has them, cameras always do."""
+        used = {name for frames in self._frames.values() for frame in frames for name in frame}
+        columns = (*FRAME_KEYS, *CAMERAS, *(view for view in EXTRA_VIEWS if view in used))
+        schema = pa.schema([(column, pa.string()) for column in columns])
+        for split, frames in self._frames.items():
+            self._write_questions(split)
+            pq.write_table(pa.Table.from_pylist(frames, schema=schema), self._file("frames", split))
+
+    def _write_questions(self, split: str) -> None:
+        if split not in self._writers:
+            writer = pq.ParquetWriter(self._file("questions", split), QUESTION_SCHEMA)
+            self._writers[split] = self._files.enter_context(writer)
+        self._writers[split].write_table(pa.Table.from_pylist(self._questions[split], schema=QUESTION_SCHEMA))
+        self._questions[split] = []
+
+    def _file(self, table: str, split: str) -> Path:
+        folder = self._folder / table
+        folder.mkdir(exist_ok=True)
+        return folder / f"{split}-00000-of-00001.parquet"
+
+
+def main(args: PrepareArguments) -> dict[str, Any]:
+    """Prepare one DriveLM file and return the content of `dataset.json`.
+
+    The output folder changes only at the very end; whatever goes wrong before leaves it as it was.
+
+    Raises:
+        ValueError: an input does not exist; the JSON is truncated, malformed or not DriveLM's (with the byte
+            position); nothing is left; `strict` and something was dropped; the output folder holds other files.
+    """
+    source, image_root, output_dir = Path(args.drivelm_json), Path(args.image_root), Path(args.output_dir).resolve()
+    if not source.is_file():
+        raise ValueError(f"--drivelm_json {source} is not a file")
+    if not image_root.is_dir():
+        raise ValueError(f"--image_root {image_root} is not a folder")
+    _check_output(output_dir)
+
+    info: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "image_root": _stored_root(image_root.resolve(), output_dir),
+        "source": _describe(source),
+        "options": {key: value for key, value in asdict(args).items() if key not in ("image_root", "output_dir")},
+    }
+    info["options"].pop("drivelm_json")  # the source's name and content stand for it
+    done = _unchanged(output_dir, image_root, info)
+    if done is not None:
+        print(f"{output_dir}: nothing has changed since it was prepared")
+        return done
+
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}-", dir=output_dir.parent))
+    try:
+        info |= _write(source, image_root, staging, args)
+        _install(staging, output_dir, info)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    print(_summary(output_dir, info))
+    return info
+
+
+def _write(source: Path, image_root: Path, folder: Path, args: PrepareArguments) -> dict[str, Any]:
+    """Write all tables into `folder` and return what `dataset.json` says about them."""
+    report, images = Report(), ImageFinder(image_root, args.verify_images)
+    with ExitStack() as files:
+        tables = TableWriter(folder, files)
+        progress = files.enter_context(tqdm(total=source.stat().st_size, unit="B", unit_scale=True, desc=source.name))
+        for frame in read_frames(source, progress.update):
+            views = dict(_views(frame, images, report))
+            if not views:
+                report.add("dropped", "frame without images", f"{frame.scene_token}_{frame.frame_token}")
+                for question in frame.questions:
+                    report.add("dropped", "question on a frame without images", frame.question_id(question))
+                continue
+            split = scene_split(frame.scene_token) if args.split == "by_scene" else args.split
+            tokens = {"scene_token": frame.scene_token, "frame_token": frame.frame_token}
+            tables.add(split, {**tokens, **views}, list(_questions(frame, args, report)))
+        tables.finish()
+    losses = report.to_dict()
+    dropped = {reason: entry["count"] for reason, entry in losses["dropped"].items()}
+    if args.strict and dropped:
+        lines = [
+            f"{entry['count']} x {reason}, e.g. {entry['examples'][0]}" for reason, entry in losses["dropped"].items()
+        ]
+        raise ValueError(f"{source}: --strict, and these would be dropped:\n  " + "\n  ".join(lines))
+    if not sum(counts["questions"] for counts in tables.counts.values()):
+        hint = "; a file with hidden answers needs --split test" if "empty answer" in dropped else ""
+        raise ValueError(f"{source}: no question is left; dropped: {dropped or 'nothing'}{hint}")
+
+    asked = [{"path": path, "file": file, "bytes": size} for path, (file, size) in images.asked.items()]
+    pq.write_table(pa.Table.from_pylist(asked, schema=_IMAGE_SCHEMA), folder / "images.parquet")
+    return {
+        "split_hash": split_hash(tables.splits),
+        "counts": {split: _in_order(tables.counts[split]) for split in SPLITS if split in tables.counts},
+        "report": losses,
+        "files": {str(file.relative_to(folder)): file.stat().st_size for file in sorted(folder.rglob("*.parquet"))},
+    }
+
+
+def _views(frame: Frame, images: ImageFinder, report: Report) -> Iterator[tuple[str, str]]:
+    """The views of a frame that have an image: (name, path under the image root)."""
+    for name, path in frame.image_paths.items():
+        if name not in VIEWS:
+            report.add(
+                "dropped", "unknown camera in image_paths", f"{name} in {frame.scene_token}_{frame.frame_token}"
+            )
+            continue
+        found, problem = images.find(path)
+        if found is not None:
+            yield name, found
+        else:
+            report.add("dropped", str(problem), path)
+    for name in CAMERAS:
+        if name not in frame.image_paths:
+            report.add("noted", "camera not in image_paths", f"{name} in {frame.scene_token}_{frame.frame_token}")
+
+
+def _questions(frame: Frame, args: PrepareArguments, report: Report) -> Iterator[dict[str, Any]]:
+    """The rows of the questions table for one frame."""
+    answers: dict[str, str] = {}
+    for question in frame.questions:
+        question_id = frame.question_id(question)
+        loss = _loss(question, args)
+        if loss is not None:
+            report.add(*loss, question_id)
+            continue
+        if answers.setdefault(question.question, question.answer) != question.answer:
+            report.add("noted", "question repeated on one frame with another answer", question_id)
+        texts = [question.question, question.answer]
+        if args.coordinates == "normalised":
+            texts = [normalise_coordinates(text) for text in texts]
+        yield {
+            "question_id": question_id,
+            "scene_token": frame.scene_token,
+            "frame_token": frame.frame_token,
+            "category": question.category,
+            "tag": list(question.tag or ()),
+            "question": texts[0],
+            "answer": texts[1],
+            "objects": find_tags("\n".join(texts)),
+        }
+
+
+def _loss(question: Question, args: PrepareArguments) -> tuple[str, str] | None:
+    """(kind, reason) if the question is not to be kept."""
+    text = f"{question.question}\n{question.answer}"
+    may_be_hidden = question.tag is not None or args.split == "test"
+    if question.category not in CATEGORIES:
+        return "dropped", "unknown category"
+    if not question.question:
+        return "dropped", "empty question"
+    if not question.answer and not may_be_hidden:
+        return "dropped", "empty answer"
+    if has_malformed_tag(text):
+        return "dropped", "malformed tag"
+    if any(tag_camera(tag) not in CAMERAS for tag in find_tags(text)):
+        return "dropped", "tag names an unknown camera"
+    if question.category not in args.categories:
+        return "filtered", f"category {question.category}"
+    if args.coordinates == "none" and uses_coordinates(question.question, question.answer):
+        return "filtered", "coordinates"
+    return None
+
+
+def _locate(root: Path, path: str) -> tuple[str | None, int]:
+    """(path under the root, size in bytes) of an image by the rule in the module's docstring, or (None, -1)."""
+    parts = PurePosixPath(path).parts
+    while parts and parts[0] == "..":
+        parts = parts[1:]
+    for candidate in (parts, parts[1:] if parts[:1] == ("nuscenes",) else ()):
+        if candidate and candidate[0] != "/" and (file := root.joinpath(*candidate)).is_file():
+            return "/".join(candidate), file.stat().st_size
+    return None, -1
+
+
+def _is_readable(file: Path) -> bool:
+    try:
+        with Image.open(file) as image:
+            image.draft("RGB", (200, 112))  # a JPEG is read to its end but decoded small, which is faster
+            image.load()
+    except (OSError, SyntaxError, ValueError):  # what Pillow raises for broken files of different kinds
+        return False
+    return True
+
+
+def _describe(source: Path) -> dict[str, Any]:
+    with source.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"file": source.name, "bytes": source.stat().st_size, "sha256": digest}
+
+
+def _stored_root(image_root: Path, output_dir: Path) -> str:
+    """The image root for `dataset.json`: relative where one folder holds the other, so both can move together."""
+    if image_root.is_relative_to(output_dir) or output_dir.is_relative_to(image_root):
+        return os.path.relpath(image_root, output_dir)
+    return str(image_root)
+
+
+def _check_output(output_dir: Path) -> None:
+    """Refuse to replace folders that `training.prepare` cannot have written."""
+    for name in ("frames", "questions"):
+        if (output_dir / name).exists() and any(
+            not file.name.endswith(".parquet") for file in (output_dir / name).iterdir()
+        ):
+            raise ValueError(
+                f"{output_dir / name} holds files that training.prepare did not write; use another folder"
+            )
+
+
+def _unchanged(output_dir: Path, image_root: Path, info: dict[str, Any]) -> dict[str, Any] | None:
+    """The old `dataset.json` if it belongs to the same inputs and options and all files are as they were."""
+    try:
+        done = json.loads((output_dir / "dataset.json").read_text(encoding="utf-8"))
+        if any(done.get(key) != value for key, value in info.items()):
+            return None
+        if any((output_dir / name).stat().st_size != size for name, size in done["files"].items()):
+            return None
+        images = pq.read_table(output_dir / "images.parquet").to_pylist()
+    except (OSError, ValueError, KeyError):  # not there, or not whole: prepare again
+        return None
+    same = all(_locate(image_root, image["path"]) == (image["file"], image["bytes"]) for image in images)
+    return done if same else None
+
+
+def _install(staging: Path, output_dir: Path, info: dict[str, Any]) -> None:
+    """Move the finished tables in. Without `dataset.json`, removed first and written last, a folder is unfinished."""
+    (staging / "dataset.json").write_text(json.dumps(info, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    output_dir.mkdir(exist_ok=True)
+    (output_dir / "dataset.json").unlink(missing_ok=True)
+    for name in ("frames", "questions"):
+        shutil.rmtree(output_dir / name, ignore_errors=True)
+        os.replace(staging / name, output_dir / name)
+    for name in ("images.parquet", "dataset.json"):
+        os.replace(staging / name, output_dir / name)
+
+
+def _in_order(counts: Counter[str]) -> dict[str, int]:
+    return {key: int(counts[key]) for key in ("scenes", "frames", "questions", *CATEGORIES)}
+
+
+def _summary(output_dir: Path, info: dict[str, Any]) -> str:
+    lines = [f"{output_dir}: split hash {info['split_hash'][:12]}"]
+    for split, counts in info["counts"].items():
+        lines.append(f"  {split}: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
+    for kind, reasons in info["report"].items():
+        for reason, entry in reasons.items():
+            lines.append(f"  {kind}: {entry['count']} x {reason}, e.g. {entry['examples'][0]}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main(HfArgumentParser(PrepareArguments).parse_args_into_dataclasses()[0])  # type: ignore[arg-type]

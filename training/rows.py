@@ -1,0 +1,180 @@
+"""Prepared data -> rows -> chat messages.
+
+Every stage that needs driving questions (training, evaluation, benchmarks) uses only `load_rows` and `to_messages`,
+whatever road the data came by: DriveLM, a nuScenes-format fleet or the toy world.
+
+A prepared folder is written by `python -m training.prepare`:
+
+    dataset.json                      image_root, source, options, split_hash, counts, validation report
+    frames/{split}-*.parquet          scene_token, frame_token, one column of image paths per view
+    questions/{split}-*.parquet       question_id, scene_token, frame_token, category, tag, question, answer, objects
+
+Both tables are plain Parquet, so `datasets.load_dataset("parquet", data_files=...)` reads them as well.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from smoldriver_hf.configuration_smoldriver import CAMERAS
+
+SPLITS = ("train", "validation", "test")
+EXTRA_VIEWS = ("LIDAR_BEV", "MAP_BEV")
+VIEWS = (*CAMERAS, *EXTRA_VIEWS)
+FRAME_KEYS = ("scene_token", "frame_token")
+QUESTION_SCHEMA = pa.schema(
+    [
+        ("question_id", pa.string()),
+        ("scene_token", pa.string()),
+        ("frame_token", pa.string()),
+        ("category", pa.string()),
+        ("tag", pa.list_(pa.int32())),
+        ("question", pa.string()),
+        ("answer", pa.string()),
+        ("objects", pa.list_(pa.string())),
+    ]
+)
+
+Row = dict[str, Any]
+
+
+class Rows(Sequence[Row]):
+    """The questions of one split with the images of their frames; make one with `load_rows`.
+
+    `rows[i]` is a dict with the columns of `QUESTION_SCHEMA` and `images`, a dict from camera name to absolute path
+    that holds only the views the frame has. Pickling stores where the data lies and not the data itself, so a data
+    loader's worker processes start quickly.
+
+    Attributes:
+        path: the prepared folder, absolute.
+        split: "train", "validation" or "test".
+        split_hash: sha256 over the sorted (scene_token, split) pairs of the whole data set, to publish with results.
+        image_root: the folder that the image paths were relative to, absolute.
+        cameras: the views that this data set has, in canonical order.
+    """
+
+    def __init__(self, path: Path, split: str, info: dict[str, Any], frames: pa.Table, questions: pa.Table) -> None:
+        self.path = path
+        self.split = split
+        self.split_hash: str = info["split_hash"]
+        self.image_root = (path / info["image_root"]).resolve()
+        self.cameras = tuple(name for name in frames.column_names if name not in FRAME_KEYS)
+        self._frames = [self._frame(record) for record in frames.to_pylist()]
+        self._questions = questions.select(QUESTION_SCHEMA.names).combine_chunks()  # one chunk: constant-time access
+        self._frame_of_question = _match_frames(self._questions, frames, path)  # (questions,) row numbers of frames
+
+    def __len__(self) -> int:
+        return self._questions.num_rows
+
+    def __getitem__(self, index: int) -> Row:  # type: ignore[override]  # rows are picked one by one, never sliced
+        position = index + len(self) if index < 0 else index
+        if not 0 <= position < len(self):
+            raise IndexError(f"row {index} of a split with {len(self)} rows")
+        (row,) = self._questions.slice(position, 1).to_pylist()
+        row["images"] = dict(self._frames[self._frame_of_question[position]]["images"])
+        return row
+
+    def frames(self) -> Iterator[tuple[Row, list[Row]]]:
+        """Yield (frame, its question rows) frame by frame; a frame without questions comes with an empty list.
+
+        A frame is a dict with scene_token, frame_token and images; its questions are the same dicts as `rows[i]`.
+        """
+        order = np.argsort(self._frame_of_question, kind="stable")
+        bounds = np.searchsorted(self._frame_of_question[order], np.arange(len(self._frames) + 1))
+        for number, frame in enumerate(self._frames):
+            numbers = order[bounds[number] : bounds[number + 1]]
+            yield {**frame, "images": dict(frame["images"])}, [self[int(i)] for i in numbers]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return load_rows, (str(self.path), self.split)
+
+    def _frame(self, record: dict[str, str | None]) -> Row:
+        images = {name: str(self.image_root / value) for name in self.cameras if (value := record[name]) is not None}
+        return {**{key: record[key] for key in FRAME_KEYS}, "images": images}
+
+
+def load_rows(path: str | Path, split: str) -> Rows:
+    """Load one split ("train", "validation" or "test") of a folder written by `python -m training.prepare`.
+
+    Raises:
+        ValueError: the folder is not a finished prepared folder, has no such split, its images have moved, or a
+            question refers to a frame that is not in the frames table.
+    """
+    folder = Path(path).resolve()
+    info = read_dataset_info(folder)
+    tables = {}
+    for name in ("frames", "questions"):
+        files = sorted((folder / name).glob(f"{split}-*.parquet"))
+        if not files:
+            known = [known for known in SPLITS if list((folder / name).glob(f"{known}-*.parquet"))]
+            raise ValueError(f"{folder} has no {name} for split {split!r}; it has {', '.join(known) or 'none'}")
+        tables[name] = pa.concat_tables([pq.read_table(file) for file in files])
+    rows = Rows(folder, split, info, tables["frames"], tables["questions"])
+    if not rows.image_root.is_dir():
+        raise ValueError(
+            f"the images of {folder} were prepared from {rows.image_root}, which is no longer a folder; "
+            "run training.prepare again with the new --image_root"
+        )
+    return rows
+
+
+def read_dataset_info(folder: Path) -> dict[str, Any]:
+    """Return the parsed `dataset.json` of a prepared folder.
+
+    Raises:
+        ValueError: there is none, so the folder was never prepared or the run did not finish.
+    """
+    file = folder / "dataset.json"
+    if not file.is_file():
+        raise ValueError(f"{folder} is not a prepared folder (no dataset.json); write one with training.prepare")
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def to_messages(row: Row, cameras: Sequence[str] | None = None) -> dict[str, Any]:
+    """Turn a row into what the processor's chat template and TRL take.
+
+    Args:
+        row: an element of `Rows`.
+        cameras: which views to show and in which order; default all that the row has. Views that this frame lacks
+            are left out, because any subset of cameras is a valid input. An empty list gives a text-only prompt.
+
+    Returns:
+        `images` {camera: absolute path}; `prompt`, one user message whose content is one image part
+        `{"type": "image", "camera": NAME}` per view and then the question; `completion`, one assistant message. The
+        prompt holds the question only: no scene description, no boxes.
+
+    Raises:
+        ValueError: a name in `cameras` is neither a known view nor one of the row's.
+    """
+    images: dict[str, str] = row["images"]
+    wanted = list(images) if cameras is None else list(cameras)
+    unknown = [name for name in wanted if name not in images and name not in VIEWS]
+    if unknown:
+        known = ", ".join(dict.fromkeys((*VIEWS, *images)))
+        raise ValueError(f"unknown camera {', '.join(unknown)} for question {row['question_id']}; known: {known}")
+    shown = {name: images[name] for name in wanted if name in images}
+    parts: list[dict[str, str]] = [{"type": "image", "camera": name} for name in shown]
+    return {
+        "images": shown,
+        "prompt": [{"role": "user", "content": [*parts, {"type": "text", "text": row["question"]}]}],
+        "completion": [{"role": "assistant", "content": [{"type": "text", "text": row["answer"]}]}],
+    }
+
+
+def _match_frames(questions: pa.Table, frames: pa.Table, path: Path) -> np.ndarray:
+    """Row number in `frames` for every question, shape (questions,)."""
+
+    def keys(table: pa.Table) -> pa.ChunkedArray:
+        return pc.binary_join_element_wise(table["scene_token"], table["frame_token"], "/")
+
+    numbers = pc.index_in(keys(questions), value_set=keys(frames).combine_chunks())
+    if numbers.null_count:
+        lost = questions["question_id"][pc.index(numbers.is_null(), True).as_py()].as_py()
+        raise ValueError(f"{path}: question {lost} refers to a frame that is not in the frames table")
+    return numbers.to_numpy()
