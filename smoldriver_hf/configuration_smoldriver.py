@@ -1,9 +1,11 @@
 """SmolDriverConfig: which cameras there are, which parts see and speak, and how many tokens a camera may cost."""
 
+from copy import deepcopy
+
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
-# nuScenes' six cameras, front row left to right, then back row. The order fixes nothing but the meaning of a plain list
-# of images: weights, batches and files name their camera.
+# nuScenes' six cameras, front row left to right, then back row. The order fixes nothing but the meaning of a plain
+# list of images: weights, batches and files name their camera.
 CAMERAS = (
     "CAM_FRONT_LEFT",
     "CAM_FRONT",
@@ -15,8 +17,8 @@ CAMERAS = (
 CONNECTORS = ("linear", "pixel_shuffle")
 KEY_SOURCES = ("features", "position")
 
-# What `from_pretrained(..., trust_remote_code=True)` loads. transformers writes only the entry of the class being saved;
-# a repository needs all five, so the config carries them from the start.
+# What `from_pretrained(..., trust_remote_code=True)` loads. transformers writes only the entry of the class being
+# saved; a repository needs all five, so the config carries them from the start.
 AUTO_MAP = {
     "AutoConfig": "configuration_smoldriver.SmolDriverConfig",
     "AutoModel": "modeling_smoldriver.SmolDriverModel",
@@ -30,8 +32,8 @@ class SmolDriverProjectorConfig(PreTrainedConfig):
     """Dimensions of one Q-Former and of the connector behind the Q-Formers.
 
     Args:
-        hidden_size: width of the Q-Formers' output. With `connector="pixel_shuffle"` it is the width of the features that
-            SmolVLM's connector expects.
+        hidden_size: width of the Q-Formers' output. With `connector="pixel_shuffle"` it is the width of the features
+            that SmolVLM's connector expects.
         num_attention_heads: heads of the cross-attention; divides `hidden_size`.
         intermediate_size: width of the MLP behind the attention.
         scale_factor: side of the square of queries that `pixel_shuffle` folds into one token.
@@ -57,7 +59,7 @@ class SmolDriverProjectorConfig(PreTrainedConfig):
     ):
         if hidden_size % num_attention_heads or hidden_size % 4:
             raise ValueError(
-                f"projector hidden_size must be divisible by num_attention_heads and by 4 (2-D sine-cosine positions); "
+                "projector hidden_size must be divisible by num_attention_heads and by 4 (2-D sine-cosine positions); "
                 f"got hidden_size={hidden_size}, num_attention_heads={num_attention_heads}"
             )
         self.hidden_size = hidden_size
@@ -71,11 +73,11 @@ class SmolDriverProjectorConfig(PreTrainedConfig):
 
 
 def _sub_config(config, default_model_type: str, field: str):
-    """A config object of whatever architecture `config` (object, dict or None) names."""
+    """A config object of our own, of whatever architecture `config` (object, dict or None) names."""
     if config is None:
         return CONFIG_MAPPING[default_model_type]()
     if not isinstance(config, dict):
-        return config
+        return deepcopy(config)  # the caller's stays as it is, and no two models share one
     model_type = config.get("model_type", default_model_type)
     if model_type not in CONFIG_MAPPING:
         raise ValueError(f"{field}: transformers knows no architecture {model_type!r}")
@@ -92,10 +94,10 @@ class SmolDriverConfig(PreTrainedConfig):
         cameras: names of the cameras, each with a Q-Former of its own. Any subset of them is a valid input.
         max_queries: queries that exist per camera (a parameter shape).
         num_queries: queries in use when the caller names no budget, 1…`max_queries`.
-        connector: `"linear"` (elastic: 1…`max_queries` tokens per camera and call) or `"pixel_shuffle"` (all queries, a
-            square grid, folded by `scale_factor`²: 27×27 queries become 81 tokens, as SmolVLM's own connector does).
-        key_source: `"features"` (where a query looks depends on the image) or `"position"` (keys made of positions only,
-            as in MQT's released code: a fixed spatial pooling, kept for the ablation).
+        connector: `"linear"` (elastic: 1…`max_queries` tokens per camera and call) or `"pixel_shuffle"` (all queries,
+            a square grid, folded by `scale_factor`²: 27×27 queries become 81 tokens, as SmolVLM's own connector does).
+        key_source: `"features"` (where a query looks depends on the image) or `"position"` (keys made of positions
+            only, as in MQT's released code: a fixed spatial pooling, kept for the ablation).
         image_size: side, or (height, width), in pixels of the images the tower is given; default: the tower's own.
         image_token_id: id of the placeholder that visual tokens replace.
 
@@ -132,14 +134,18 @@ class SmolDriverConfig(PreTrainedConfig):
             projector_config = SmolDriverProjectorConfig(
                 **{key: value for key, value in projector_config.items() if key != "model_type"}
             )
+        else:
+            projector_config = deepcopy(projector_config)
         self.projector_config = projector_config
 
-        # Weights that last_hidden_state never uses would be saved without ever being trained.
+        self._check_parts()
+
+        # SigLIP's pooling head, which last_hidden_state never uses, holds an nn.MultiheadAttention (vLLM takes none).
         if hasattr(self.vision_config, "vision_use_head"):
             self.vision_config.vision_use_head = False
-        if hasattr(self.vision_config, "use_mask_token"):
-            self.vision_config.use_mask_token = False
 
+        if isinstance(cameras, str):
+            raise ValueError(f"cameras must be a list of names, not one string; got {cameras!r}")
         self.cameras = list(cameras)
         self.max_queries = max_queries
         self.num_queries = max_queries if num_queries is None else num_queries
@@ -155,12 +161,39 @@ class SmolDriverConfig(PreTrainedConfig):
             kwargs.setdefault(name, getattr(self.text_config, name, None))
         super().__init__(**kwargs)
 
+    def _check_parts(self) -> None:
+        """Whether these are a patch encoder and a language model that this architecture can join."""
+        vision, text = self.vision_config, self.text_config
+        for field in ("hidden_size", "image_size", "patch_size"):
+            if not hasattr(vision, field):
+                raise ValueError(
+                    f"vision_config must be an image encoder's, with {field} (clip_vision_model rather than clip); "
+                    f"got {vision.model_type!r}"
+                )
+        if vision.hidden_size % 4:
+            raise ValueError(
+                "vision_config.hidden_size must be divisible by 4 (2-D sine-cosine positions); "
+                f"got {vision.hidden_size}"
+            )
+        for field in ("hidden_size", "vocab_size"):
+            if not hasattr(text, field):
+                raise ValueError(f"text_config must be a language model's, with {field}; got {text.model_type!r}")
+        for field in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+            if getattr(text, field, None) is not None:
+                raise ValueError(
+                    f"text_config: {text.model_type!r} changes its logits by {field}, which SmolDriver's plain head "
+                    f"would silently leave out; expected a language model without it, got {getattr(text, field)}"
+                )
+
     def _check(self) -> None:
         names = self.cameras
         if not names or not all(isinstance(name, str) and name.isidentifier() for name in names):
             raise ValueError(f"cameras must be a non-empty list of names like 'CAM_FRONT' (identifiers); got {names}")
         if len(set(names)) != len(names):
             raise ValueError(f"cameras must not repeat a name; got {names}")
+        size = [self.image_size] if isinstance(self.image_size, int) else list(self.image_size)
+        if len(size) > 2 or not all(isinstance(side, int) and side > 0 for side in size):
+            raise ValueError(f"image_size must be one side or (height, width) in pixels; got {self.image_size!r}")
         for field in ("max_queries", "num_queries"):
             value = getattr(self, field)
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= self.max_queries:

@@ -1,6 +1,10 @@
 """One camera image → pixel_values, with PIL and NumPy only (torchvision is not needed)."""
 
+import base64
+import io
 import os
+import struct
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -23,9 +27,9 @@ DRAFT_FACTOR = 2  # JPEGs are decoded at 1/2, 1/4 or 1/8 scale as long as twice 
 class SmolDriverImageProcessor(PilBackend):
     """Decodes, upright and in RGB, resizes once and normalises camera images.
 
-    Takes paths, URLs, PIL images, NumPy arrays and torch tensors: uint8, or floats in [0, 1]; greyscale, RGBA (over
-    white), CMYK, palette and 16-bit images are converted; EXIF rotation is applied. JPEG files given as paths are decoded at
-    a reduced scale where that leaves at least twice the wanted size.
+    Takes paths, URLs, base64, PIL images, NumPy arrays and torch tensors: uint8, uint16 or floats in [0, 1].
+    Greyscale, RGBA (over white), CMYK, palette and 16-bit images are converted; EXIF rotation is applied. JPEG files
+    given as paths are decoded at a reduced scale where that leaves at least twice the wanted size.
     """
 
     resample = PILImageResampling.BICUBIC
@@ -54,23 +58,22 @@ class SmolDriverImageProcessor(PilBackend):
         Raises:
             ValueError: not an image, broken or truncated data, no pixels, or too many.
         """
-        target = (size.width, size.height) if do_resize else None
-        opened = isinstance(image, str | os.PathLike) and os.path.exists(image)
-        where = f"image {os.fspath(image)!r}" if opened else f"image of type {type(image).__name__}"
+        target = (size.width, size.height) if do_resize and size is not None else None
+        is_file = isinstance(image, os.PathLike) or (isinstance(image, str) and os.path.exists(image))
+        where = f"image {os.fspath(image)!r}" if is_file else f"image of type {type(image).__name__}"
         try:
-            picture = Image.open(image) if opened else _as_picture(image)
-            if min(picture.size) < 1 or picture.width * picture.height > MAX_PIXELS:
-                raise ValueError(f"expected between 1 and {MAX_PIXELS} pixels, got {picture.width}x{picture.height}")
-            if opened and target:  # never on a caller's own object: draft() changes it
-                picture.draft(None, (DRAFT_FACTOR * max(target), DRAFT_FACTOR * max(target)))
-            rgb = _to_rgb(ImageOps.exif_transpose(picture))
-            if opened:
-                picture.close()
+            with ExitStack() as files:
+                picture = files.enter_context(Image.open(image)) if is_file else _as_picture(image)
+                if min(picture.size) < 1 or picture.width * picture.height > MAX_PIXELS:
+                    raise ValueError(f"expected 1 to {MAX_PIXELS} pixels, got {picture.width}x{picture.height}")
+                if is_file and target:  # never on a caller's own object: draft() changes it
+                    picture.draft(None, (DRAFT_FACTOR * max(target), DRAFT_FACTOR * max(target)))
+                rgb = _to_rgb(ImageOps.exif_transpose(picture))
         except UnidentifiedImageError as error:
-            raise ValueError(f"{where}: not a picture that PIL can read") from error
+            raise ValueError(f"{where}: expected a picture in a format that PIL reads") from error
         except Image.DecompressionBombError as error:
             raise ValueError(f"{where}: expected at most {MAX_PIXELS} pixels: {error}") from error
-        except (OSError, ValueError, SyntaxError, EOFError) as error:
+        except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:  # what broken files make PIL raise
             raise ValueError(f"{where}: cannot be read as a camera image: {error}") from error
         if target and rgb.size != target:
             rgb = rgb.resize(target, resample=resample)
@@ -117,9 +120,16 @@ def _as_picture(image: Any) -> Image.Image:
     if isinstance(image, Image.Image):
         return image
     if isinstance(image, str):
-        return load_image(image)
+        if image.startswith(("http://", "https://")):
+            return load_image(image)
+        data = image.partition(",")[2] if image.startswith("data:") else image
+        try:
+            return Image.open(io.BytesIO(base64.b64decode(data, validate=True)))
+        except (ValueError, UnidentifiedImageError) as error:
+            raise ValueError(f"{image[:80]!r} is no file, URL or base64 data of a picture") from error
     if is_torch_tensor(image):
-        image = image.detach().cpu().numpy()
+        image = image.detach().cpu()
+        image = (image.float() if image.is_floating_point() else image).numpy()  # NumPy has no bfloat16
     if not isinstance(image, np.ndarray):
         raise ValueError("expected a path, URL, PIL image, NumPy array or torch tensor")
     if image.ndim == 3 and image.shape[0] in (1, 3, 4) and image.shape[-1] not in (1, 3, 4):
@@ -141,7 +151,7 @@ def _as_picture(image: Any) -> Image.Image:
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
     """Any PIL mode → RGB, so that the picture looks the same."""
-    if picture.mode.startswith(("I;16", "I")):  # 16 bits a pixel; PIL's own conversion would clip, not scale
+    if picture.mode.startswith("I"):  # 16 bits a pixel; PIL's own conversion would clip, not scale
         return Image.fromarray((np.asarray(picture).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8)).convert(
             "RGB"
         )

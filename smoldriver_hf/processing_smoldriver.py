@@ -1,8 +1,8 @@
 """SmolDriverProcessor: named camera images and a question → model inputs.
 
-The prompt names every camera in front of its visual tokens, `CAM_FRONT: <image>`; the label right before a placeholder says
-which camera's image belongs there. What a user writes is text: control tokens inside it are broken up, in the chat template
-itself, so engines that render the template on their own are covered too.
+The prompt names every camera in front of its visual tokens, `CAM_FRONT: <image>`; the label right before a placeholder
+says which camera's image belongs there. What a user writes is text: control tokens inside it are broken up, in the
+chat template itself, so engines that render the template on their own are covered too.
 """
 
 import json
@@ -12,8 +12,13 @@ from typing import Any
 
 import numpy as np
 from transformers.processing_utils import ImagesKwargs, MultiModalData, ProcessingKwargs, ProcessorMixin
+from transformers.utils import logging
 
-# Filled in by `chat_template_for`; `plain` writes user text, in which no control token can survive.
+logger = logging.get_logger(__name__)
+
+# Filled in by `chat_template_for`; `plain` writes user text, in which no control token can survive. Neighbouring texts
+# are joined before it sees them (or "<ima", "ge>" would be one), and a text before an image ends in a line break (or
+# its last word would be taken for part of the camera's label).
 CHAT_TEMPLATE = """\
 {%- set control_tokens = @CONTROL@ -%}
 {%- set cameras = @CAMERAS@ -%}
@@ -29,20 +34,29 @@ CHAT_TEMPLATE = """\
 {%- if content is string -%}
 {{- plain(content) -}}
 {%- else -%}
+{%- set pending = namespace(text='') -%}
 {%- for part in content -%}
-{%- if part.type == 'image' -%}
+{%- if part.type == 'text' -%}
+{%- set pending.text = pending.text ~ part.text -%}
+{%- elif part.type == 'image' -%}
+{%- if pending.text -%}
+{{- plain(pending.text) ~ '\n' -}}
+{%- set pending.text = '' -%}
+{%- endif -%}
+{%- if not part.camera and seen.images >= cameras | length -%}
+{{- raise_exception('more than ' ~ cameras | length ~ ' images without a camera') -}}
+{%- endif -%}
 {%- set camera = part.camera if part.camera else cameras[seen.images] -%}
 {%- if camera not in cameras -%}
-{{- raise_exception('unknown camera ' ~ part.camera ~ '; this model knows ' ~ cameras | join(', ')) -}}
+{{- raise_exception('unknown camera ' ~ camera ~ '; this model knows ' ~ cameras | join(', ')) -}}
 {%- endif -%}
 {%- set seen.images = seen.images + 1 -%}
-{{- camera ~ ': @IMAGE@\n' -}}
-{%- elif part.type == 'text' -%}
-{{- plain(part.text) -}}
+{{- camera ~ ': ' ~ @IMAGE@ ~ '\n' -}}
 {%- else -%}
 {{- raise_exception('a message part is an image or a text, not ' ~ part.type) -}}
 {%- endif -%}
 {%- endfor -%}
+{{- plain(pending.text) -}}
 {%- endif -%}
 {%- endmacro -%}
 {%- for message in messages -%}
@@ -67,7 +81,7 @@ CHAT_TEMPLATE = """\
 
 
 def chat_template_for(tokenizer: Any, cameras: list[str], image_token: str) -> str:
-    """The chat template of a SmolDriver processor, in the turn format that the tokenizer's language model was tuned on.
+    """The chat template of a SmolDriver processor, in the turn format that the language model was tuned on.
 
     SmolVLM's (`<|im_start|>User: … <end_of_utterance>`) where its end-of-utterance token exists, else ChatML where
     `<|im_end|>` does, else plain "User:" and "Assistant:" lines closed by the end-of-sequence token.
@@ -83,11 +97,13 @@ def chat_template_for(tokenizer: Any, cameras: list[str], image_token: str) -> s
         turns = {"SYSTEM": "System: ", "USER": "User: ", "ASSISTANT": "Assistant:", "END": tokenizer.eos_token}
         start = ""
     template = CHAT_TEMPLATE
+    # Some tokenizers add runs of spaces as tokens: they are no control, and a space inside would not break them.
+    control_tokens = [token for token in {*control_tokens, image_token} if token.strip()]
     # Longest first: breaking a short token must not hide a longer one that contains it.
-    control_tokens = sorted({*control_tokens, image_token}, key=lambda token: (-len(token), token))
-    for name, value in {**turns, "AFTER": "\n", "CONTROL": control_tokens, "CAMERAS": list(cameras)}.items():
+    control_tokens.sort(key=lambda token: (-len(token), token))
+    values = {**turns, "AFTER": "\n", "CONTROL": control_tokens, "CAMERAS": list(cameras), "IMAGE": image_token}
+    for name, value in values.items():
         template = template.replace(f"@{name}@", json.dumps(value, ensure_ascii=False))
-    template = template.replace("@IMAGE@", image_token)
     return (f"{{{{- {json.dumps(start)} -}}}}\n" if start else "") + template
 
 
@@ -95,11 +111,11 @@ class RenderedPrompt(str):
     """A prompt that `apply_chat_template` rendered: its placeholders are control, not something a user wrote."""
 
 
-class SmolDriverImagesKwargs(ImagesKwargs, total=False):
+class SmolDriverImagesKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]  # mypy does not read transformers
     num_queries: int
 
 
-class SmolDriverProcessorKwargs(ProcessingKwargs, total=False):
+class SmolDriverProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
     images_kwargs: SmolDriverImagesKwargs
     _defaults = {"text_kwargs": {"padding": True}}
 
@@ -114,9 +130,9 @@ class SmolDriverProcessor(ProcessorMixin):
     ```
 
     `images` is one sample's `{camera: image}`, or a plain list in the order of `cameras` (its first ones if it is
-    shorter), or a list of either for a batch. Beside a dict, or without a placeholder, a text is a user's question: the
-    camera prompt is put around it and control tokens inside it are treated as text. Beside a list, a text with placeholders
-    is a prompt, as everywhere in transformers; labels in it name the cameras.
+    shorter), or a list of either for a batch. Beside a dict, or without a placeholder, a text is a user's question:
+    the camera prompt is put around it and control tokens inside it are treated as text. Beside a list, a text with
+    placeholders is a prompt, as everywhere in transformers; labels in it name the cameras.
 
     Output: `input_ids`, `attention_mask` (batch, sequence), `pixel_values` (images in the batch, 3, height, width) and
     `camera_ids` (images in the batch,), indices into `cameras`.
@@ -144,6 +160,8 @@ class SmolDriverProcessor(ProcessorMixin):
     ):
         if not cameras:
             raise ValueError("SmolDriverProcessor needs the names of the model's cameras; got none")
+        if image_processor is None or tokenizer is None:
+            raise ValueError("SmolDriverProcessor needs an image processor and a tokenizer")
         if image_token not in tokenizer.get_vocab():
             raise ValueError(f"the tokenizer has no image placeholder {image_token!r}: add it as a special token")
         self.cameras = list(cameras)
@@ -167,7 +185,7 @@ class SmolDriverProcessor(ProcessorMixin):
         return self.apply_chat_template([message], add_generation_prompt=True)
 
     def apply_chat_template(self, conversation, chat_template: str | None = None, **kwargs):
-        """See `ProcessorMixin.apply_chat_template`. Image parts may carry `"camera"`; without it they are taken in order."""
+        """See `ProcessorMixin.apply_chat_template`. Image parts without a `"camera"` are taken in order."""
         rendered = super().apply_chat_template(conversation, chat_template, **kwargs)
         if isinstance(rendered, str):
             return RenderedPrompt(rendered)
@@ -224,8 +242,8 @@ class SmolDriverProcessor(ProcessorMixin):
             counts = [item.count(self.image_token) for item in texts]
             if sum(counts) != len(images) or 0 in counts:
                 raise ValueError(
-                    f"a flat list of images beside {len(texts)} texts needs as many {self.image_token} in them as images; "
-                    f"got {counts} for {len(images)} images. Pass one dict or list of images per text"
+                    f"a flat list of images beside {len(texts)} texts needs as many {self.image_token} in them as "
+                    f"images; got {counts} for {len(images)} images. Pass one dict or list of images per text"
                 )
             ends = [sum(counts[: index + 1]) for index in range(len(counts))]
             samples = [list(images[end - count : end]) for end, count in zip(ends, counts, strict=True)]
@@ -242,11 +260,10 @@ class SmolDriverProcessor(ProcessorMixin):
         if self.image_token not in text:
             return False
         if isinstance(sample, Mapping):
-            if text.startswith(self.prompt("", [])[:8]):
-                raise ValueError(
-                    "beside a dict of images a plain string is a user's question, and this one looks like a rendered prompt; "
-                    "pass apply_chat_template's own result, or the images as a list in the prompt's order"
-                )
+            logger.warning(
+                f"A text beside a dict of images is a user's question, so its {self.image_token} is taken as text. If "
+                "it is a prompt, pass apply_chat_template's own result, or the images as a list in the prompt's order."
+            )
             return False
         return True
 
@@ -266,10 +283,11 @@ class SmolDriverProcessor(ProcessorMixin):
         labels = re.findall(rf"(?:(\w+): )?{re.escape(self.image_token)}", prompt)
         if len(labels) != len(sample):
             raise ValueError(
-                f"the prompt has {len(labels)} {self.image_token} placeholders for {len(sample)} images; expected one each"
+                f"the prompt has {len(labels)} {self.image_token} placeholders for {len(sample)} images; "
+                "expected one each"
             )
-        if all(label in self.cameras for label in labels):
-            self._check_known(labels)
+        if all(label in self.cameras for label in labels) or any(label.isupper() for label in labels):
+            self._check_known(labels)  # a label in capitals means a camera, if need be a misspelt one
         elif any(label in self.cameras for label in labels):
             raise ValueError(f"some placeholders name a camera and some do not: {labels}")
         else:
@@ -300,9 +318,12 @@ class SmolDriverProcessor(ProcessorMixin):
         for sample in images:
             for camera, image in sample.items():
                 try:
-                    pixel_values.append(self.image_processor([image], **kwargs)["pixel_values"])
+                    pixels = self.image_processor([image], **kwargs)["pixel_values"]  # (1, 3, height, width)
+                    if len(pixels) != 1:
+                        raise ValueError(f"expected one image, got {len(pixels)}")
                 except ValueError as error:
                     raise ValueError(f"{camera}: {error}") from error
+                pixel_values.append(pixels)
                 camera_ids.append(self.cameras.index(camera))
         shapes = {pixels.shape for pixels in pixel_values}
         if len(shapes) > 1:

@@ -1,8 +1,8 @@
-"""The multi-Q-Former projector: patch features of each camera → a chosen number of visual tokens for the language model.
+"""The multi-Q-Former projector: patch features of each camera → a chosen number of visual tokens.
 
-One Q-Former per named camera. Queries attend to the camera's features and never to each other, so the first m tokens of a
-larger budget are exactly the m-token output (the nesting of Matryoshka representations, Kusupati et al. 2022, and of the
-Matryoshka Query Transformer, Hu et al. 2024).
+One Q-Former per named camera. Queries attend to the camera's features and never to each other, so the first m tokens
+of a larger budget are exactly the m-token output (the nesting of Matryoshka representations, Kusupati et al. 2022, and
+of the Matryoshka Query Transformer, Hu et al. 2024).
 """
 
 from collections.abc import Callable
@@ -41,8 +41,8 @@ def grid_points(height: int, width: int, device: torch.device | None = None) -> 
 def spread_points(count: int, device: torch.device | None = None) -> torch.Tensor:
     """(count, 2): a sequence of points every prefix of which covers the unit square evenly.
 
-    The additive recurrence with the plastic number (Roberts 2018, "R2"). So each budget m sees the whole image; the first
-    rows of a raster grid would see the sky.
+    The additive recurrence with the plastic number (Roberts 2018, "R2"). So each budget m sees the whole image; the
+    first rows of a raster grid would see the sky.
     """
     plastic = 1.32471795724474602596
     steps = torch.arange(1, count + 1, device=device, dtype=torch.float32)
@@ -69,8 +69,8 @@ def eager_attention(
 class QFormer(nn.Module):
     """Learned queries that read one camera's patch features by cross-attention.
 
-    Keys are LayerNorm(features) + position, or position alone with `key_source="position"`; values are the features. Each
-    query has a place of its own in the image from which its search starts.
+    Keys are LayerNorm(features) + position, or position alone with `key_source="position"`; values are the features.
+    Each query has a place of its own in the image from which its search starts.
     """
 
     is_causal = False  # without it, sdpa would hide later patches from earlier queries
@@ -143,7 +143,7 @@ class LinearConnector(nn.Module):
 
 
 class PixelShuffleConnector(nn.Module):
-    """SmolVLM's connector: squares of scale_factor² neighbouring queries → one token, then one bias-free projection."""
+    """SmolVLM's connector: squares of scale_factor² neighbouring queries → one token, then a bias-free projection."""
 
     def __init__(self, config):
         super().__init__()
@@ -229,6 +229,8 @@ class MultiQFormerProjector(nn.Module):
             tokens (images, tokens, text_hidden) and attentions (images, heads, queries, patches) or None.
         """
         slices = self.camera_slices(features.shape[0], camera_ids)
+        first = self.qformers[slices[0][0]]  # all Q-Formers share shapes and scaling
+        features = features.to(first.queries.dtype)
         key_positions = self.positions_of(grid, features)
         query_positions = self.query_positions.to(features.dtype)
         parts = [
@@ -240,7 +242,6 @@ class MultiQFormerProjector(nn.Module):
         attend: Callable = eager_attention
         if not output_attentions and self.config._attn_implementation not in (None, "eager"):
             attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
-        first = self.qformers[slices[0][0]]  # all Q-Formers share shapes and scaling
         context, weights = attend(first, query, key, value, None, scaling=first.scaling, dropout=0.0)
 
         sizes = [part[0].shape[0] for part in parts]
