@@ -58,6 +58,28 @@ def test_window_size_does_not_matter(tmp_path, monkeypatch, read_bytes):
     assert sum(seen) == file.stat().st_size
 
 
+def test_a_window_may_end_at_any_byte(tmp_path, monkeypatch):
+    """Inside a literal, a number, an escape or a character of several bytes."""
+    infos = {"a": [None, True, False, -1.5e-3, 12, '\u00fc\n"', "日本"]}
+    world = {"ü": {"key_frames": {"f": {"key_object_infos": infos, "QA": {"perception": [qa("Q–?", "A\t")]}}}}}
+    file = tmp_path / "drivelm.json"
+    for ascii_only in (True, False):
+        file.write_text(json.dumps(world, ensure_ascii=ascii_only), encoding="utf-8")
+        for read_bytes in range(1, file.stat().st_size + 1):
+            monkeypatch.setattr(drivelm, "_READ_BYTES", read_bytes)
+            assert flat(list(read_frames(file))) == [("ü", "f", {}, ["Q–?"])]
+
+
+def test_an_early_mistake_is_found_without_reading_the_whole_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(drivelm, "_READ_BYTES", 64)
+    file = write_json(tmp_path, make_world(5))
+    file.write_bytes(file.read_bytes().replace(b'"key_frames":', b'"key_frames";', 1))
+    seen: list[int] = []
+    with pytest.raises(ValueError, match="Expecting ':' delimiter"):
+        list(read_frames(file, seen.append))
+    assert sum(seen) < file.stat().st_size / 10
+
+
 def test_categories_are_numbered_as_the_challenge_does_whatever_their_order_in_the_file(tmp_path):
     frame = make_frame("a")
     frame["QA"] = {"extra": [qa("e", "e")], **dict(reversed(frame["QA"].items()))}
