@@ -1,7 +1,9 @@
 """SmolDriver: camera images → vision tower → one Q-Former per camera → language model → answer."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from inspect import signature
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,6 +16,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_smoldriver import SmolDriverConfig
 from .projector_smoldriver import LinearConnector, MultiQFormerProjector, QFormer
+from .scene_smoldriver import SmolDriverScene
 
 # Inputs that belong to the prompt: once it is in the cache they must not be encoded again.
 IMAGE_INPUTS = ("pixel_values", "vision_features", "camera_ids")
@@ -341,6 +344,22 @@ class SmolDriverForConditionalGeneration(SmolDriverPreTrainedModel, GenerationMi
     def get_image_features(self, pixel_values=None, camera_ids=None, **kwargs) -> tuple | SmolDriverVisionOutput:
         """See `SmolDriverModel.get_image_features`."""
         return self.model.get_image_features(pixel_values, camera_ids, **kwargs)
+
+    def encode_scene(
+        self, images: Mapping[str, Any], processor: Any, num_queries: int | None = None
+    ) -> SmolDriverScene:
+        """Encode camera images once, for many questions: `scene.ask(…)`, `scene.ask_all(…)`, `scene.score(…)`.
+
+        Args:
+            images: {camera: image}, any of the model's cameras.
+            processor: this model's `SmolDriverProcessor`.
+            num_queries: queries per camera; default: the processor's.
+
+        Raises:
+            ValueError: an image, camera or budget that the processor or the model refuses, or a language model without
+                full attention in every layer.
+        """
+        return SmolDriverScene(self, processor, images, num_queries)
 
     @can_return_tuple
     def forward(
