@@ -15,7 +15,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_smoldriver import SmolDriverConfig
-from .projector_smoldriver import LinearConnector, MultiQFormerProjector, QFormer
+from .projector_smoldriver import MultiQFormerProjector, QFormer
 from .scene_smoldriver import SmolDriverScene
 
 # Inputs that belong to the prompt: once it is in the cache they must not be encoded again.
@@ -49,7 +49,7 @@ class SmolDriverModelOutputWithPast(ModelOutput):
 
 @dataclass
 class SmolDriverCausalLMOutputWithPast(ModelOutput):
-    """Output of `SmolDriverForConditionalGeneration`: `loss` is the mean next-token loss over labels that are not -100."""
+    """Output with logits; `loss` is the mean next-token loss over the labels that are not -100."""
 
     loss: torch.FloatTensor | None = None
     logits: torch.FloatTensor | None = None
@@ -71,10 +71,48 @@ def tower_stride(vision_config) -> int:
 
 
 def patch_grid(vision_config, image_size: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
-    """(rows, columns) of the tower's features for images of `image_size` pixels, side or (height, width)."""
+    """(rows, columns) of the tower's features for images of `image_size` pixels, side or (height, width).
+
+    Raises:
+        ValueError: no patch fits, or a hierarchical tower would pad its feature map at some stage.
+    """
     height, width = height_and_width(image_size)
     stride = tower_stride(vision_config)
+    hierarchical = hasattr(vision_config, "depths")
+    if min(height, width) < stride or (hierarchical and (height % stride or width % stride)):
+        wanted = "multiples of" if hierarchical else "at least"
+        raise ValueError(f"height and width must be {wanted} {stride} pixels for this tower; got {height}x{width}")
     return height // stride, width // stride
+
+
+def drop_untrained(tower: nn.Module) -> None:
+    """Take away what `last_hidden_state` never reads: it would be saved without ever being trained.
+
+    That is the pooler, CLIP's norm behind its pooled class token, and the mask token of masked pretraining, which
+    stays as a constant because some towers' initialisation expects it.
+    """
+    if isinstance(getattr(tower, "pooler", None), nn.Module):
+        tower.pooler = None
+    if tower.config.model_type == "clip_vision_model":
+        tower.post_layernorm = nn.Identity()
+    for module in tower.modules():
+        mask_token = module._parameters.pop("mask_token", None)
+        if mask_token is not None:
+            module.register_buffer("mask_token", torch.zeros_like(mask_token), persistent=False)
+
+
+def given_images(pixel_values: torch.Tensor | None, vision_features: torch.Tensor | None) -> torch.Tensor:
+    """The one of the two that was given; its first dimension counts the images."""
+    if pixel_values is not None and vision_features is None:
+        if pixel_values.ndim != 4:
+            raise ValueError(
+                "pixel_values must be flat, (images in the batch, 3, height, width), with camera_ids beside it; "
+                f"got shape {tuple(pixel_values.shape)}"
+            )
+        return pixel_values
+    if vision_features is not None and pixel_values is None:
+        return vision_features
+    raise ValueError("pass either pixel_values or vision_features, not both and not neither")
 
 
 class SmolDriverPreTrainedModel(PreTrainedModel):
@@ -84,7 +122,7 @@ class SmolDriverPreTrainedModel(PreTrainedModel):
     main_input_name = "input_ids"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
-    _no_split_modules = ["QFormer"]
+    _no_split_modules = ["MultiQFormerProjector"]  # it calls parts of its Q-Formers, past hooks on their forward
     _skip_keys_device_placement = ["past_key_values"]
     _supports_flash_attn = True
     _supports_sdpa = True
@@ -99,8 +137,8 @@ class SmolDriverPreTrainedModel(PreTrainedModel):
             init.normal_(module.queries, mean=0.0, std=projector.initializer_range)
         elif isinstance(module, MultiQFormerProjector):
             module.init_buffers()
-        elif isinstance(module, LinearConnector):
-            init.constant_(module.scale_norm.weight, projector.embedding_std)
+        elif isinstance(module, nn.RMSNorm):  # LinearConnector's scale_norm
+            init.constant_(module.weight, projector.embedding_std)
         elif isinstance(module, nn.Linear):
             init.xavier_uniform_(module.weight)
             if module.bias is not None:
@@ -115,9 +153,10 @@ class SmolDriverModel(SmolDriverPreTrainedModel):
 
     def __init__(self, config: SmolDriverConfig):
         super().__init__(config)
+        if config.projector_config._attn_implementation is None:  # it is no PreTrainedModel, which would choose itself
+            config.projector_config._attn_implementation = config._attn_implementation
         self.vision_tower = AutoModel.from_config(config.vision_config)
-        if isinstance(getattr(self.vision_tower, "pooler", None), nn.Module):
-            self.vision_tower.pooler = None  # reads only the class token, so it would never be trained
+        drop_untrained(self.vision_tower)
         # Some towers refuse another image size unless told to interpolate; DINOv2 and its kin always do.
         self.tower_takes_interpolation = "interpolate_pos_encoding" in signature(self.vision_tower.forward).parameters
         self.multi_modal_projector = MultiQFormerProjector(config, patch_grid(config.vision_config, config.image_size))
@@ -141,13 +180,8 @@ class SmolDriverModel(SmolDriverPreTrainedModel):
             without class and register tokens: what `forward(vision_features=…)` takes in place of pixels.
 
         Raises:
-            ValueError: if `pixel_values` is not flat.
+            ValueError: images too small for a patch, or of a size that a hierarchical tower would pad.
         """
-        if pixel_values.ndim != 4:
-            raise ValueError(
-                "pixel_values must be flat, (images in the batch, 3, height, width), with camera_ids beside it; "
-                f"got shape {tuple(pixel_values.shape)}"
-            )
         size = tuple(pixel_values.shape[-2:])
         rows, columns = patch_grid(self.config.vision_config, size)
         if self.tower_takes_interpolation and size != height_and_width(self.config.vision_config.image_size):
@@ -177,6 +211,8 @@ class SmolDriverModel(SmolDriverPreTrainedModel):
             raise ValueError(
                 f"camera_ids must be one index per image, ({num_images},); got shape {tuple(camera_ids.shape)}"
             )
+        elif camera_ids.is_floating_point():
+            raise ValueError(f"camera_ids must be integers; got {camera_ids.dtype}")
         elif not torch.compiler.is_compiling() and not (
             0 <= int(camera_ids.min()) and int(camera_ids.max()) < len(config.cameras)
         ):
@@ -200,32 +236,31 @@ class SmolDriverModel(SmolDriverPreTrainedModel):
             pixel_values: (images, 3, height, width).
             camera_ids: (images,) indices into `config.cameras`; None: whole scenes in `config.cameras` order.
             num_queries: queries per camera; default `config.num_queries`.
-            vision_features: (images, patches, vision_hidden), `get_vision_features(…).pooler_output` computed before, in
-                place of `pixel_values`.
+            vision_features: (images, patches, vision_hidden), `get_vision_features(…).pooler_output` computed before,
+                in place of `pixel_values`.
             output_attentions: also return the tower's attentions and where each query looked.
 
         Raises:
             ValueError: wrong shapes, camera index or budget; both or neither of pixels and features.
         """
-        if (pixel_values is None) == (vision_features is None):
-            raise ValueError("pass either pixel_values or vision_features, not both and not neither")
         num_queries = self.config.num_queries if num_queries is None else num_queries
-        images = pixel_values if vision_features is None else vision_features
+        images = given_images(pixel_values, vision_features)
         self._check_images(images.shape[0], camera_ids, num_queries)
-        if vision_features is None:
+        if pixel_values is not None:
             outputs = self.get_vision_features(pixel_values, output_attentions=output_attentions, **kwargs)
-            vision_features = outputs.pooler_output
+            features = outputs.pooler_output
             grid = patch_grid(self.config.vision_config, tuple(pixel_values.shape[-2:]))
         else:
-            outputs = BaseModelOutputWithPooling()
+            features, outputs = images, BaseModelOutputWithPooling()
             grid = self.multi_modal_projector.grid
-            if vision_features.ndim != 3 or vision_features.shape[1] != grid[0] * grid[1]:
+            expected = (grid[0] * grid[1], self.config.vision_config.hidden_size)
+            if features.ndim != 3 or features.shape[1:] != expected:
                 raise ValueError(
-                    f"vision_features must be (images, {grid[0] * grid[1]} patches, vision_hidden) for images of "
-                    f"{self.config.image_size} pixels; got shape {tuple(vision_features.shape)}"
+                    f"vision_features must be (images, {expected[0]} patches, {expected[1]}) for images of "
+                    f"{self.config.image_size} pixels; got shape {tuple(features.shape)}"
                 )
         tokens, qformer_attentions = self.multi_modal_projector(
-            vision_features.to(self.dtype), camera_ids, num_queries, grid, output_attentions
+            features, camera_ids, num_queries, grid, output_attentions
         )
         return SmolDriverVisionOutput(
             last_hidden_state=outputs.last_hidden_state,
@@ -237,6 +272,8 @@ class SmolDriverModel(SmolDriverPreTrainedModel):
 
     def get_placeholder_mask(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor) -> torch.Tensor:
         """(batch, sequence) bool: where visual tokens go. Found by the placeholder's embedding if there are no ids."""
+        if self.config.image_token_id is None:
+            raise ValueError("config.image_token_id is not set: expected the id of the tokenizer's image placeholder")
         if input_ids is not None:
             return input_ids == self.config.image_token_id
         image_token = torch.full((), self.config.image_token_id, dtype=torch.long, device=inputs_embeds.device)
@@ -246,13 +283,20 @@ class SmolDriverModel(SmolDriverPreTrainedModel):
         """How many queries the prompt's placeholders leave for each image."""
         if torch.compiler.is_compiling():
             return self.config.num_queries
-        count = int(placeholders.sum())
+        counts = placeholders.sum(-1).tolist()
+        count = sum(counts)
         if num_images == 0 or count == 0 or count % num_images:
             raise ValueError(
-                f"the number of image placeholders must be a positive multiple of the number of images; "
+                "the number of image placeholders must be a positive multiple of the number of images; "
                 f"got {count} placeholders for {num_images} images"
             )
-        return count // num_images * self.config.queries_per_token
+        tokens_per_image = count // num_images
+        if any(row % tokens_per_image for row in counts):  # or an image would reach into the next sample
+            raise ValueError(
+                f"every sample must have whole images of {tokens_per_image} placeholders each; got {counts} "
+                f"placeholders in the samples of the batch for {num_images} images"
+            )
+        return tokens_per_image * self.config.queries_per_token
 
     @can_return_tuple
     def forward(
@@ -285,12 +329,12 @@ class SmolDriverModel(SmolDriverPreTrainedModel):
 
         image_hidden_states = None
         if pixel_values is not None or vision_features is not None:
-            images = pixel_values if vision_features is None else vision_features
+            num_images = given_images(pixel_values, vision_features).shape[0]
             placeholders = self.get_placeholder_mask(input_ids, inputs_embeds)  # (batch, sequence)
             image_hidden_states = self.get_image_features(
                 pixel_values,
                 camera_ids,
-                num_queries=self._budget(placeholders, images.shape[0]),
+                num_queries=self._budget(placeholders, num_images),
                 vision_features=vision_features,
                 return_dict=True,
             ).pooler_output.to(inputs_embeds.device, inputs_embeds.dtype)
@@ -421,9 +465,11 @@ class SmolDriverForConditionalGeneration(SmolDriverPreTrainedModel, GenerationMi
         """Repeat each row for beams or samples; its images, flat over the batch, are repeated as one group."""
         images = {key: kwargs.pop(key) for key in IMAGE_INPUTS if kwargs.get(key) is not None}
         if images and expand_size > 1:
-            placeholders = self.model.get_placeholder_mask(kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
-            num_images = next(iter(images.values())).shape[0]
-            tokens_per_image = int(placeholders.sum()) // num_images
+            inputs_embeds = kwargs.get("inputs_embeds")
+            input_ids = kwargs.get("input_ids") if inputs_embeds is None else None  # beside embeddings ids are empty
+            placeholders = self.model.get_placeholder_mask(input_ids, inputs_embeds)
+            num_images = given_images(images.get("pixel_values"), images.get("vision_features")).shape[0]
+            tokens_per_image = self.model._budget(placeholders, num_images) // self.config.queries_per_token
             rows = torch.arange(num_images, device=placeholders.device).split(
                 (placeholders.sum(-1) // tokens_per_image).tolist()
             )

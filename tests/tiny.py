@@ -4,7 +4,20 @@ import numpy as np
 import torch
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import Dinov2Config, LlamaConfig, PreTrainedTokenizerFast
+from transformers import (
+    CLIPVisionConfig,
+    DeiTConfig,
+    Dinov2Config,
+    Dinov2WithRegistersConfig,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    SiglipVisionConfig,
+    SwinConfig,
+    ViTConfig,
+)
 
 from smoldriver_hf import (
     CAMERAS,
@@ -14,6 +27,7 @@ from smoldriver_hf import (
     SmolDriverProcessor,
 )
 from smoldriver_hf.configuration_smoldriver import SmolDriverProjectorConfig
+from smoldriver_hf.modeling_smoldriver import height_and_width
 
 IMAGE_SIZE = 28
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>"]
@@ -47,6 +61,35 @@ def tiny_text_config(**changes) -> LlamaConfig:
     return LlamaConfig(**{"vocab_size": 264, "num_key_value_heads": 1, **sizes, **tokens, **changes})
 
 
+def tiny_towers() -> dict[str, PreTrainedConfig]:
+    """Vision towers of every kind: with and without class and register tokens, flat and hierarchical."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": IMAGE_SIZE}
+    mlp = {"intermediate_size": 64}
+    return {
+        "dinov2": tiny_vision_config(),
+        "dinov2_with_registers": Dinov2WithRegistersConfig(**sizes, patch_size=7, mlp_ratio=2),
+        "vit": ViTConfig(**sizes, **mlp, patch_size=7),
+        "deit": DeiTConfig(**sizes, **mlp, patch_size=7),
+        "siglip": SiglipVisionConfig(**sizes, **mlp, patch_size=7),
+        "clip": CLIPVisionConfig(**sizes, **mlp, patch_size=7),
+        "swin": SwinConfig(
+            image_size=32, patch_size=4, embed_dim=16, depths=[1, 1], num_heads=[2, 2], window_size=4, mlp_ratio=2
+        ),
+    }
+
+
+def tiny_language_models() -> dict[str, PreTrainedConfig]:
+    """Language models whose embeddings have different names, heads tied and untied."""
+    tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return {
+        "llama": tiny_text_config(),
+        "llama_untied": tiny_text_config(tie_word_embeddings=False),
+        "gpt2": GPT2Config(vocab_size=264, n_embd=32, n_layer=2, n_head=2, n_positions=512, **tokens),
+        "qwen2": Qwen2Config(vocab_size=264, num_key_value_heads=1, tie_word_embeddings=True, **sizes, **tokens),
+    }
+
+
 def tiny_config(vision_config=None, text_config=None, projector_config=None, **changes) -> SmolDriverConfig:
     return SmolDriverConfig(
         vision_config=vision_config or tiny_vision_config(),
@@ -60,6 +103,34 @@ def tiny_config(vision_config=None, text_config=None, projector_config=None, **c
 def tiny_model(seed: int = 0, **changes) -> SmolDriverForConditionalGeneration:
     torch.manual_seed(seed)
     return SmolDriverForConditionalGeneration(tiny_config(**changes)).eval()
+
+
+def lively(model, seed: int = 1):
+    """The model with larger random weights: fresh ones repeat the last token whatever they see."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def tiny_inputs(model, cameras=CAMERAS, batch: int = 1, tokens_per_camera: int = 4, seed: int = 0) -> dict:
+    """Model inputs made without a processor: random pixels, and per camera a label token before its placeholders."""
+    generator = torch.Generator().manual_seed(seed)
+    height, width = height_and_width(model.config.image_size)
+    row: list[int] = [1]
+    for camera in cameras:
+        row += [20 + CAMERAS.index(camera), *[model.config.image_token_id] * tokens_per_camera]
+    questions = torch.randint(30, 200, (batch, 5), generator=generator)
+    ids = torch.cat([torch.tensor(row).expand(batch, -1), questions], dim=1)
+    ids_of_cameras = torch.tensor([CAMERAS.index(camera) for camera in cameras])
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "pixel_values": torch.randn(batch * len(cameras), 3, height, width, generator=generator),
+        "camera_ids": ids_of_cameras.repeat(batch),
+    }
 
 
 def tiny_processor(config: SmolDriverConfig | None = None, image_size: int = IMAGE_SIZE) -> SmolDriverProcessor:
