@@ -54,9 +54,7 @@ if TYPE_CHECKING:
 
 VIEWS = ("LIDAR_BEV", "MAP_BEV")
 
-KINDS: dict[str, str] = {"pedestrian": "Pedestrian", "barrier": "Barrier", "traffic cone": "Traffic cone"} | {
-    "traffic light": "Traffic element"
-}
+KINDS: dict[str, str] = {"pedestrian": "Pedestrian", "barrier": "Barrier", "traffic cone": "Traffic cone"}
 """DriveLM's `Category` of a tagged object; everything else is a Vehicle."""
 
 CALIBRATION_SCHEMA = pa.schema(

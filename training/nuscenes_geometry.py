@@ -37,11 +37,10 @@ CATEGORIES: dict[str, str] = {
     "human.pedestrian.personal_mobility": "pedestrian",
     "movable_object.barrier": "barrier",
     "movable_object.trafficcone": "traffic cone",
-    "static_object.traffic_light": "traffic light",
 }
 """nuScenes categories and DriveLM's words for them; a prefix up to a dot is enough (vehicle.bus.rigid).
 
-nuScenes itself has no traffic lights; the toy world and other fleets may."""
+nuScenes does not annotate traffic lights, so no question from boxes is about them."""
 
 ATTRIBUTES: dict[str, str] = {
     "vehicle.moving": "moving",
@@ -51,8 +50,6 @@ ATTRIBUTES: dict[str, str] = {
     "pedestrian.standing": "standing",
     "cycle.with_rider": "with rider",
     "cycle.without_rider": "without rider",
-    "traffic_light.red": "red",
-    "traffic_light.green": "green",
 }
 
 EDGES = ((0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4), (1, 5), (2, 6), (3, 7))

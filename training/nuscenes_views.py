@@ -40,7 +40,6 @@ CLASS_COLORS: dict[str, str] = {
     "motorcycle": "violet",
     "barrier": "lightgray",
     "traffic cone": "lime",
-    "traffic light": "white",
 }
 
 
