@@ -111,8 +111,9 @@ class _Rows:
     def _run(self, ids: torch.Tensor, positions: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
         """Hidden states (rows, tokens, hidden) of `ids` (rows, tokens); `visible` says who sees which column."""
         model = self.scene.model
-        mask = torch.zeros(visible.shape, dtype=model.dtype, device=model.device)
-        mask.masked_fill_(~visible, torch.finfo(model.dtype).min)
+        dtype = model.get_input_embeddings().weight.dtype  # the tower's may differ
+        mask = torch.zeros(visible.shape, dtype=dtype, device=model.device)
+        mask.masked_fill_(~visible, torch.finfo(dtype).min)
         return model.model.language_model(
             input_ids=ids,
             attention_mask=mask,
@@ -194,18 +195,17 @@ class SmolDriverScene:
         self.num_queries = processor.num_queries if num_queries is None else num_queries
         seen = self._look(images)
         kept = {} if previous is None else previous.visual_tokens
-        self.visual_tokens = {
+        self.visual_tokens: dict[str, torch.Tensor] = {
             camera: seen[camera] if camera in seen else kept[camera]
             for camera in processor.cameras
             if camera in seen or camera in kept
         }
         self.cameras = list(self.visual_tokens)
-        self.prefix_ids = self._tokenize(processor.prompt("", self.cameras))
-        last_image = max(index for index, token in enumerate(self.prefix_ids) if token == processor.image_token_id)
+        ids = self._tokenize(processor.prompt("", self.cameras))
         # Up to a special token, so that no question can change how the prefix is split into tokens.
-        self.prefix_ids = self.prefix_ids[: last_image + 1]
-        self.prefix_length = len(self.prefix_ids)
-        self.prefix_cache = self._prefill(previous, list(seen))
+        self.prefix_length: int = 1 + max(i for i, token in enumerate(ids) if token == processor.image_token_id)
+        self.prefix_ids: list[int] = ids[: self.prefix_length]
+        self.prefix_cache: list[tuple[torch.Tensor, torch.Tensor]] = self._prefill(previous, list(seen))
 
     @torch.inference_mode()
     def _look(self, images: Mapping[str, Any]) -> dict[str, torch.Tensor]:
@@ -308,7 +308,8 @@ class SmolDriverScene:
                 hidden = rows.advance([answer[-1] for answer in answers], lengths)
                 lengths = [length + 1 for length in lengths]
 
-            tokens = self.model.lm_head(hidden).argmax(-1).tolist()
+            # Not argmax: on a CPU it reads bf16 one value at a time.
+            tokens = self.model.lm_head(hidden).max(-1).indices.tolist()
             for row, token in zip(changed, tokens, strict=True):
                 answers[row].append(token)
             for row, token in reversed(list(zip(changed, tokens, strict=True))):
@@ -317,9 +318,8 @@ class SmolDriverScene:
                 if done:  # the last row moves into its place
                     if row < len(prompts) - 1:
                         rows.copy(len(prompts) - 1, row, lengths[-1])
-                    for column in (prompts, answers, lengths):
-                        column[row] = column[-1]
-                        column.pop()
+                    prompts[row], answers[row], lengths[row] = prompts[-1], answers[-1], lengths[-1]
+                    prompts.pop(), answers.pop(), lengths.pop()
 
     def ask(self, question: str, max_new_tokens: int | None = None, streamer: Any = None) -> str:
         """The answer to one question.
@@ -396,7 +396,7 @@ class SmolDriverScene:
             tokens = [self.processor.tokenizer(choice, add_special_tokens=False)["input_ids"] for choice in choices]
         start = self.prefix_length + len(suffix)
         rows = _Rows(self, min(batch_size, len(tokens)), len(suffix) + max(map(len, tokens)))
-        first = self._log_probabilities(rows.fill(0, [suffix])[0, -1])  # (vocab,)
+        first = self._log_probabilities(rows.fill(0, [suffix])[:, -1])[0]  # (vocab,)
         rows.copy(0, slice(1, None), start)
         scores = [float(first[choice[0]]) for choice in tokens]
         order = sorted((index for index, choice in enumerate(tokens) if len(choice) > 1), key=lambda i: len(tokens[i]))
