@@ -454,11 +454,22 @@ class SmolDriverForConditionalGeneration(SmolDriverPreTrainedModel, GenerationMi
             image_hidden_states=outputs.image_hidden_states,
         )
 
-    def prepare_inputs_for_generation(self, *args, is_first_iteration: bool = False, use_cache: bool = True, **kwargs):
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.Tensor,
+        inputs_embeds: torch.Tensor | None = None,  # named, or generate() refuses embeddings
+        is_first_iteration: bool = False,
+        use_cache: bool = True,
+        **kwargs,
+    ) -> dict[str, Any]:
         if use_cache and not is_first_iteration:
             kwargs = {key: value for key, value in kwargs.items() if key not in IMAGE_INPUTS}
         return super().prepare_inputs_for_generation(
-            *args, is_first_iteration=is_first_iteration, use_cache=use_cache, **kwargs
+            input_ids,
+            inputs_embeds=inputs_embeds,
+            is_first_iteration=is_first_iteration,
+            use_cache=use_cache,
+            **kwargs,
         )
 
     def _expand_inputs_for_generation(self, expand_size: int = 1, is_encoder_decoder: bool = False, **kwargs):
