@@ -57,6 +57,8 @@ SMOLVLM_KEYS = {
     "model.connector.modality_projection.": "model.multi_modal_projector.connector.",
     "lm_head.": "lm_head.",
 }
+# What SmolDriverModel leaves out of a tower because patch features do not depend on it.
+UNUSED_TOWER_KEYS = ("pooler.", "post_layernorm.", "embeddings.mask_token")
 
 
 @dataclass
@@ -136,7 +138,7 @@ def projector_config_for(vision_config, embeddings: torch.Tensor, smolvlm_config
         hidden_size=width,
         num_attention_heads=heads,
         intermediate_size=4 * width,
-        embedding_std=round(float(embeddings.std()), 6),
+        embedding_std=round(embeddings.detach().std().item(), 6),
         **scale_factor,
     )
 
@@ -202,11 +204,11 @@ def assemble(args: AssembleArguments) -> tuple[SmolDriverForConditionalGeneratio
         weights = {f"model.language_model.{key}": value for key, value in source.base_model.state_dict().items()}
         weights["lm_head.weight"] = source.get_output_embeddings().weight
     if vision != args.smolvlm:
-        tower = load_strictly(AutoModel, vision, config.vision_config, ignore=("pooler.",))
+        tower = load_strictly(AutoModel, vision, config.vision_config, ignore=UNUSED_TOWER_KEYS)
         weights |= {
             f"model.vision_tower.{key}": value
             for key, value in tower.state_dict().items()
-            if not key.startswith("pooler.")
+            if not key.startswith(UNUSED_TOWER_KEYS)
         }
     missing, unexpected = model.load_state_dict(weights, strict=False)
     left = [key for key in missing if not key.startswith("model.multi_modal_projector.")]

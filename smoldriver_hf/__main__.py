@@ -1,0 +1,108 @@
+"""Ask a checkpoint about camera images.
+
+    python -m smoldriver_hf ask --checkpoint DIR --image CAM_FRONT=front.jpg --image CAM_BACK=back.jpg "Is it safe?"
+    python -m smoldriver_hf ask --checkpoint DIR --folder FRAME "What is ahead?" "Are there pedestrians?" --json
+
+`--folder` takes the images whose file names hold a camera's name, as nuScenes' do. Exit status: 0 answered, 1 bad
+input, 2 bad usage. This file imports nothing of the package: it also runs on its own, with `--trust-remote-code`,
+wherever transformers is.
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(prog="smoldriver", description="A six-camera driving vision-language model.")
+    ask = top.add_subparsers(dest="command", required=True).add_parser("ask", help="answer questions about one scene")
+    ask.add_argument("--checkpoint", required=True, help="folder or Hub id")
+    ask.add_argument("--revision", help="revision of a Hub checkpoint")
+    ask.add_argument(
+        "--image", action="append", default=[], metavar="CAMERA=FILE", help="one camera's image; repeatable"
+    )
+    ask.add_argument("--folder", type=Path, help="folder of one frame, camera names in the file names")
+    ask.add_argument("--budget", type=int, help="visual tokens per camera; default: the checkpoint's")
+    ask.add_argument("--max-new-tokens", type=int, default=64)
+    ask.add_argument("--json", action="store_true", help="one JSON object per question")
+    ask.add_argument("--stream", action="store_true", help="print the answer as it is written")
+    ask.add_argument("--trust-remote-code", action="store_true", help="run the code that lies in the checkpoint")
+    ask.add_argument("questions", nargs="+", metavar="QUESTION")
+    return top
+
+
+def named_images(pairs: list[str], folder: Path | None, cameras: list[str]) -> dict[str, str]:
+    """{camera: file} from CAMERA=FILE pairs and from a folder's file names.
+
+    Raises:
+        ValueError: a malformed pair, a camera twice, a file that is not there, or no image at all.
+    """
+    found: list[tuple[str, str]] = []
+    for pair in pairs:
+        camera, equals, file = pair.partition("=")
+        if not equals or not file:
+            raise ValueError(f"--image expects CAMERA=FILE, got {pair!r}")
+        found.append((camera, file))
+    if folder is not None:
+        if not folder.is_dir():
+            raise ValueError(f"--folder {folder} is not a folder")
+        # Longest name first, and no letter around it: CAM_FRONT must not be found in CAM_FRONT_LEFT.
+        names = "|".join(sorted(map(re.escape, cameras), key=len, reverse=True))
+        pattern = re.compile(rf"(?<![A-Z])({names})(?!_?[A-Z])")
+        for file in sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES):
+            match = pattern.search(file.name)
+            if match:
+                found.append((match.group(1), str(file)))
+    images: dict[str, str] = {}
+    for camera, file_name in found:
+        if camera in images:
+            raise ValueError(f"two images for {camera}: {images[camera]} and {file_name}")
+        if not Path(file_name).is_file():
+            raise ValueError(f"{camera}: no such file: {file_name}")
+        images[camera] = file_name
+    if not images:
+        raise ValueError(
+            f"no image given; name them with --image CAMERA=FILE or --folder. Cameras: {', '.join(cameras)}"
+        )
+    return images
+
+
+def ask(args: argparse.Namespace) -> None:
+    """Load, look once, answer every question."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor, TextStreamer
+
+    where = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
+    processor = AutoProcessor.from_pretrained(args.checkpoint, **where)
+    images = named_images(args.image, args.folder, processor.cameras)
+    model = AutoModelForImageTextToText.from_pretrained(args.checkpoint, **where).eval()
+    for question in args.questions:
+        inputs = processor(images=images, text=question, num_queries=args.budget, return_tensors="pt")
+        streamer = (
+            TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True) if args.stream else None
+        )
+        output = model.generate(**inputs, max_new_tokens=args.max_new_tokens, streamer=streamer)
+        answer = processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+        if args.json:
+            print(json.dumps({"question": question, "answer": answer, "cameras": sorted(images)}), flush=True)
+        elif not args.stream:
+            print(answer, flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    args = parser().parse_args(argv)
+    try:
+        ask(args)
+    except (ValueError, OSError) as error:
+        print(f"smoldriver: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+"""Assembling: every weight of a part arrives, under the right name, and nothing is made up in silence."""
+
+import pytest
+import torch
+from tiny import tiny_text_config, tiny_tokenizer, tiny_vision_config
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    Dinov2Model,
+    LlamaForCausalLM,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
+)
+
+from training.assemble import AssembleArguments, main, map_smolvlm
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """Folders of a tiny tower, a tiny language model with tokenizer, and a tiny SmolVLM."""
+    root = tmp_path_factory.mktemp("parts")
+    torch.manual_seed(1)
+    Dinov2Model(tiny_vision_config()).save_pretrained(root / "vision")
+    LlamaForCausalLM(tiny_text_config()).save_pretrained(root / "text")
+    SmolVLMForConditionalGeneration(
+        SmolVLMConfig(
+            vision_config={
+                "hidden_size": 24,
+                "intermediate_size": 48,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "image_size": 36,
+                "patch_size": 6,
+            },
+            text_config=tiny_text_config().to_dict(),
+            scale_factor=3,
+            image_token_id=3,
+            tie_word_embeddings=False,
+        )
+    ).save_pretrained(root / "smolvlm")
+    for name in ("text", "smolvlm"):
+        tiny_tokenizer().save_pretrained(root / name)
+    return root
+
+
+def test_parts_arrive_unchanged(parts, tmp_path):
+    main(
+        AssembleArguments(
+            output_dir=str(tmp_path / "out"),
+            vision=str(parts / "vision"),
+            text=str(parts / "text"),
+            max_queries=8,
+        )
+    )
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
+    tower = Dinov2Model.from_pretrained(parts / "vision").state_dict()
+    text = AutoModelForCausalLM.from_pretrained(parts / "text")
+    for key, value in model.model.vision_tower.state_dict().items():
+        assert torch.equal(value, tower[key]), key
+    for key, value in model.model.language_model.state_dict().items():
+        assert torch.equal(value, text.model.state_dict()[key]), key
+    assert torch.equal(model.lm_head.weight, text.lm_head.weight)
+    processor = AutoProcessor.from_pretrained(tmp_path / "out")
+    assert processor.tokenizer.padding_side == "left"
+    assert processor.max_queries == 8
+    scale = model.model.multi_modal_projector.connector.scale_norm.weight
+    assert torch.allclose(scale, text.get_input_embeddings().weight.std().expand_as(scale), rtol=1e-4)
+
+
+@pytest.mark.parametrize("own_tower", [True, False])
+def test_smolvlm_keeps_its_text_head_and_connector(parts, tmp_path, own_tower):
+    main(
+        AssembleArguments(
+            output_dir=str(tmp_path / "out"),
+            smolvlm=str(parts / "smolvlm"),
+            vision=None if own_tower else str(parts / "vision"),
+            connector="pixel_shuffle",
+        )
+    )
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
+    source = SmolVLMForConditionalGeneration.from_pretrained(parts / "smolvlm")
+    assert model.config.max_queries == 36 and model.config.queries_per_token == 9
+    assert model.config.projector_config.hidden_size == 24
+    for key, value in source.model.text_model.state_dict().items():
+        assert torch.equal(value, model.model.language_model.state_dict()[key]), key
+    assert torch.equal(source.lm_head.weight, model.lm_head.weight)
+    assert not torch.equal(model.lm_head.weight, model.get_input_embeddings().weight)
+    connector = model.model.multi_modal_projector.connector
+    assert torch.equal(source.model.connector.modality_projection.proj.weight, connector.proj.weight)
+    if own_tower:
+        for key, value in source.model.vision_model.state_dict().items():
+            assert torch.equal(value, model.model.vision_tower.state_dict()[key]), key
+
+
+def test_linear_connector_drops_smolvlms(parts, tmp_path):
+    arguments = AssembleArguments(output_dir=str(tmp_path / "out"), smolvlm=str(parts / "smolvlm"), max_queries=4)
+    main(arguments)
+    assert AutoModelForImageTextToText.from_pretrained(tmp_path / "out").config.connector == "linear"
+
+
+def test_unmapped_key_is_an_error():
+    with pytest.raises(ValueError, match="no place for 'model.perceiver.weight'"):
+        map_smolvlm({"model.perceiver.weight": torch.zeros(1)}, drop=())
+
+
+def test_missing_weight_is_an_error(parts, tmp_path):
+    tower = Dinov2Model.from_pretrained(parts / "vision")
+    state = tower.state_dict()
+    state.pop("layernorm.weight")
+    tower.save_pretrained(tmp_path / "vision", state_dict=state)
+    with pytest.raises(ValueError, match="lacks 1 weights of Dinov2Model, e.g. .*layernorm"):
+        main(
+            AssembleArguments(
+                output_dir=str(tmp_path / "out"), vision=str(tmp_path / "vision"), text=str(parts / "text")
+            )
+        )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "name the parts"),
+        ({"smolvlm": "x", "text": "y"}, "brings its own language model"),
+        ({"vision": "x", "text": "y", "connector": "pixel_shuffle"}, "takes SmolVLM's own connector"),
+    ],
+)
+def test_contradictory_arguments(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        main(AssembleArguments(output_dir=str(tmp_path / "out"), **changes))
+
+
+def test_a_finished_checkpoint_is_not_overwritten(parts, tmp_path):
+    arguments = AssembleArguments(
+        output_dir=str(tmp_path / "out"), vision=str(parts / "vision"), text=str(parts / "text"), max_queries=4
+    )
+    main(arguments)
+    before = (tmp_path / "out" / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="already holds a checkpoint"):
+        main(arguments)
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
+
+
+def test_same_seed_same_weights(parts, tmp_path):
+    for name in ("a", "b"):
+        main(
+            AssembleArguments(
+                output_dir=str(tmp_path / name), vision=str(parts / "vision"), text=str(parts / "text"), max_queries=4
+            )
+        )
+    first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("a", "b"))
+    assert first == second

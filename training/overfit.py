@@ -1,0 +1,174 @@
+"""An over-fitting check on real frames: does the whole road work, and does the model look?
+
+    python -m training.overfit --drivelm_json ../shared/drivelm/drivelm_9frames.json \\
+        --image_root ../shared/drivelm --output_dir outputs/nine-frames
+
+Assembles the offline parts, fits all questions without coordinates of the given frames, and then asks the saved
+checkpoint through the command line, in processes that cannot import this package. Two figures: exact match with true
+images, and, on the questions whose answers differ between frames, exact match after the six images of a frame with a
+different reference answer were put in their place. A model that does not look cannot tell the two apart.
+
+It is a check that the model can learn and looks. It says nothing about unseen scenes.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import HfArgumentParser
+from trl import SFTConfig, TrlParser
+
+import smoldriver_hf
+from training import assemble, finetune, prepare
+from training.rows import Rows, load_rows
+
+ASK = Path(smoldriver_hf.__file__).with_name("__main__.py")
+RECIPE = Path(__file__).with_name("recipes") / "nine-frames.yaml"
+
+
+@dataclass
+class OverfitArguments:
+    drivelm_json: str = field(metadata={"help": "DriveLM train file with a handful of frames."})
+    image_root: str = field(metadata={"help": "Folder that its image paths are relative to."})
+    output_dir: str = field(metadata={"help": "Folder for everything."})
+    recipe: str = field(default=str(RECIPE), metadata={"help": "Recipe of the fit."})
+
+
+def fit(args: OverfitArguments) -> Path:
+    """Prepare, assemble and train; finished parts are kept."""
+    root = Path(args.output_dir)
+    data, initial = root / "data", root / "initial"
+    prepare.main(
+        prepare.PrepareArguments(
+            drivelm_json=args.drivelm_json,
+            image_root=args.image_root,
+            output_dir=str(data),
+            coordinates="none",
+            split="train",
+        )
+    )
+    if not (initial / "config.json").exists():
+        assemble.main(assemble.AssembleArguments(output_dir=str(initial), offline=True))
+    overrides = {
+        "checkpoint": initial,
+        "data": data,
+        "output_dir": root / "finetuned",
+        "feature_cache": root / "features",
+    }
+    command = [
+        "--config",
+        args.recipe,
+        *(word for key, value in overrides.items() for word in (f"--{key}", str(value))),
+    ]
+    stage = TrlParser((finetune.FinetuneArguments, SFTConfig)).parse_args_and_config(command)
+    return finetune.main(*stage)
+
+
+def ask(checkpoint: Path, images: dict[str, str], questions: list[str]) -> list[str]:
+    """Answers from the command line of a process that cannot import the package (isolated, elsewhere, offline)."""
+    command = [sys.executable, "-I", str(ASK.resolve()), "ask", "--checkpoint", str(checkpoint.resolve())]
+    command += ["--trust-remote-code", "--json", "--budget", "16"]
+    command += [word for camera, file in images.items() for word in ("--image", f"{camera}={file}")]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [*command, "--", *questions],
+        cwd=checkpoint,
+        env={**environment, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise RuntimeError(f"the command line failed: {done.stderr[-2000:]}")
+    return [json.loads(line)["answer"] for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+def swaps(rows: Rows) -> dict[int, dict]:
+    """For each question that frames answer differently: the images of a frame with another reference answer."""
+    by_question = defaultdict(list)
+    for index in range(len(rows)):
+        by_question[rows[index]["question"]].append(index)
+    swapped = {}
+    for indices in by_question.values():
+        for position, index in enumerate(indices):
+            others = indices[position + 1 :] + indices[:position]
+            different = [other for other in others if rows[other]["answer"] != rows[index]["answer"]]
+            if different:
+                swapped[index] = rows[different[0]]
+    return swapped
+
+
+def answers(checkpoint: Path, questions: dict[int, str], images: dict[int, dict[str, str]]) -> dict[int, str]:
+    """One call of the command line per distinct scene."""
+    scenes = defaultdict(list)
+    for index in questions:
+        scenes[json.dumps(images[index], sort_keys=True)].append(index)
+    found = {}
+    for number, (scene, indices) in enumerate(scenes.items(), 1):
+        print(f"asking about scene {number} of {len(scenes)}: {len(indices)} questions", flush=True)
+        given = ask(checkpoint, json.loads(scene), [questions[index] for index in indices])
+        found.update(zip(indices, given, strict=True))
+    return found
+
+
+def main(args: OverfitArguments) -> dict:
+    """Fit, ask, compare; writes and returns `overfit.json`."""
+    began = time.monotonic()
+    checkpoint = fit(args)
+    fitted = time.monotonic()
+    rows = load_rows(Path(args.output_dir) / "data", "train")
+    asked = {index: rows[index] for index in range(len(rows))}
+    questions = {index: row["question"] for index, row in asked.items()}
+    true = answers(checkpoint, questions, {index: row["images"] for index, row in asked.items()})
+    others = swaps(rows)
+    swapped = answers(
+        checkpoint,
+        {index: questions[index] for index in others},
+        {index: other["images"] for index, other in others.items()},
+    )
+
+    def share(given: dict[int, str], of) -> float:
+        return sum(given[index] == asked[index]["answer"] for index in of) / len(of)
+
+    result = {
+        "what": "over-fitting check: trained and asked on the same frames",
+        "questions": len(asked),
+        "questions_answered_differently_between_frames": len(others),
+        "exact_match": share(true, asked),
+        "exact_match_differing": share(true, others),
+        "exact_match_differing_swapped_images": share(swapped, others),
+        "swapped_answers_equal_to_the_other_frames_reference": sum(
+            swapped[index] == other["answer"] for index, other in others.items()
+        )
+        / len(others),
+        "drop_in_points": 100 * (share(true, others) - share(swapped, others)),
+        "minutes_fitting": (fitted - began) / 60,
+        "minutes_asking": (time.monotonic() - fitted) / 60,
+        "split_hash": rows.split_hash,
+        "command": "python -m training.overfit " + " ".join(sys.argv[1:]),
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+    }
+    details = [
+        {
+            "question": row["question"],
+            "reference": row["answer"],
+            "answer": true[index],
+            "swapped_answer": swapped.get(index),
+            "swapped_reference": others[index]["answer"] if index in others else None,
+        }
+        for index, row in asked.items()
+    ]
+    for name, content in (("overfit.json", result), ("overfit_answers.json", details)):
+        (Path(args.output_dir) / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    print(json.dumps(result, indent=2))
+    return result
+
+
+if __name__ == "__main__":
+    main(HfArgumentParser(OverfitArguments).parse_args_into_dataclasses()[0])
