@@ -286,9 +286,10 @@ class SmolDriverProcessor(ProcessorMixin):
                 f"the prompt has {len(labels)} {self.image_token} placeholders for {len(sample)} images; "
                 "expected one each"
             )
-        if all(label in self.cameras for label in labels) or any(label.isupper() for label in labels):
-            self._check_known(labels)  # a label in capitals means a camera, if need be a misspelt one
-        elif any(label in self.cameras for label in labels):
+        named = [label in self.cameras or label.isupper() for label in labels]  # in capitals: meant as a camera
+        if all(named):
+            self._check_known(labels)
+        elif any(named):
             raise ValueError(f"some placeholders name a camera and some do not: {labels}")
         else:
             labels = self.cameras[: len(labels)]

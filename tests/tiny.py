@@ -33,8 +33,11 @@ IMAGE_SIZE = 28
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>"]
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level, one token per byte, with the special tokens of SmolLM2 and the image placeholder."""
+def tiny_tokenizer(chat_tokens: bool = True) -> PreTrainedTokenizerFast:
+    """Byte-level, one token per byte, with the special tokens of SmolLM2 and the image placeholder.
+
+    Without `chat_tokens` the turn markers are no special tokens, as in a language model never tuned on chats.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *alphabet])}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
@@ -42,8 +45,8 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        bos_token="<|im_start|>",
-        eos_token="<|im_end|>",
+        bos_token="<|im_start|>" if chat_tokens else "<|endoftext|>",
+        eos_token="<|im_end|>" if chat_tokens else "<|endoftext|>",
         pad_token="<|endoftext|>",
         additional_special_tokens=["<image>"],
         padding_side="left",
@@ -133,10 +136,14 @@ def tiny_inputs(model, cameras=CAMERAS, batch: int = 1, tokens_per_camera: int =
     }
 
 
+def tiny_image_processor(image_size: int = IMAGE_SIZE) -> SmolDriverImageProcessor:
+    return SmolDriverImageProcessor(size={"height": image_size, "width": image_size})
+
+
 def tiny_processor(config: SmolDriverConfig | None = None, image_size: int = IMAGE_SIZE) -> SmolDriverProcessor:
     config = config or tiny_config()
     return SmolDriverProcessor(
-        SmolDriverImageProcessor(size={"height": image_size, "width": image_size}),
+        tiny_image_processor(image_size),
         tiny_tokenizer(),
         cameras=config.cameras,
         max_queries=config.max_queries,
