@@ -80,7 +80,7 @@ def clean_run(script: str, *arguments, cwd) -> str:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
