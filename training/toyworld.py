@@ -6,7 +6,7 @@
 
 A file of the full DriveLM release's size (4,072 frames, about 378,000 questions):
 
-    python -m training.toyworld --scenes 696 --frames_per_scene 6 --questions_per_frame 91 --output_dir outputs/large
+    python -m training.toyworld --scenes 509 --frames_per_scene 8 --questions_per_frame 95 --output_dir outputs/large
 
 It writes, all at once or not at all:
 
@@ -71,7 +71,7 @@ class ToyWorldArguments:
     seed: int = field(default=0, metadata={"help": "another seed is another world"})
     frames_per_scene: int = field(default=1, metadata={"help": "key frames in each scene"})
     questions_per_frame: int = field(
-        default=40, metadata={"help": "about how many questions each frame keeps; balancing moves it by a few"}
+        default=40, metadata={"help": "how many questions a frame keeps on average; balancing moves it by a few"}
     )
     width: int = field(default=400, metadata={"help": "picture width in pixels, a multiple of 16; 9/16 of it high"})
     num_workers: int = field(

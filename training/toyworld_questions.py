@@ -6,6 +6,8 @@ what the pictures show:
 
     path        an object stands in the ego lane ahead
     consider    the traffic light, what is in the path, and what moves (ridden cycles too) within 12 m
+    collision   going straight endangers what stands still in the path of a moving ego car, turning endangers what is
+                within 9 m on that side before it, braking endangers what moves behind it in its lane
     action      a standing ego car remains stationary, unless the light is green: then it accelerates and goes ahead;
                 a moving one brakes gently to a stop for a red light and for what is in its path within 11 m,
                 decelerates for what is in its path up to 17 m and for what moves within 8 m before it,
@@ -45,6 +47,7 @@ from training.toyworld_scene import (
 
 CATEGORIES = ("perception", "prediction", "planning", "behavior")
 MAX_TAGGED = 8
+_FEW = 60  # questions per frame that need no second thought
 _SHARES = {"perception": 0.45, "prediction": 0.30, "planning": 0.25}  # of a frame's questions, after behavior
 
 _VISIBLE_SHARE = 0.5  # of the pixels that an object would have if nothing stood before it
@@ -63,6 +66,9 @@ _NOTICE = (
     "vehicle take? What object should the ego vehicle notice third? What is the state of the object perceived by the "
     "ego vehicle as third and what action should the ego vehicle take?"
 )
+
+
+_NO_COLLISION = "No such action will lead to a collision."
 
 
 @dataclass(frozen=True)
@@ -218,7 +224,7 @@ def write_questions(frame: ToyFrame, truth: Truth, wanted: int) -> list[Item]:
     rng = frame.random("questions")
     tagged = [(object_tag(number, seen.scene_object), seen) for number, seen in enumerate(truth.seen[:MAX_TAGGED], 1)]
     scene = _Scene(frame, truth, tagged)
-    rounds = 1 + wanted // 30
+    rounds = 2 if wanted <= _FEW else wanted // 8  # each round may write other perception questions
     items = [
         *_perception(scene, rng, rounds),
         *_prediction(scene, rng, rounds),
@@ -345,6 +351,11 @@ def _perception(scene: _Scene, rng: random.Random, rounds: int) -> list[Item]:
                 items.append(_closed("perception", question, answer, "open"))
             else:
                 items.append(_closed("perception", question, answer))
+    if (
+        rounds > 2
+    ):  # as many as that: the release asks about classes without a state too; `balance_world` finds the "No." to each
+        plain = sorted({existence_question(seen.item.name, None, seen.camera) for seen in scene.truth.seen})
+        items += [_yes_no("perception", question, True) for question in plain]
     for tag, seen in scene.tagged:
         question = f"What is the visual description of {tag}?"
         items.append(_closed("perception", question, describe_colour(seen.item)))
@@ -426,9 +437,26 @@ def _prediction(scene: _Scene, rng: random.Random, rounds: int) -> list[Item]:
         if _moves(seen.item) and other.item.name != "traffic light":
             question = f"Would {tag} take {other_tag} into account?"
             items.append(_yes_no("prediction", question, _follows(scene.frame, seen.item, other.item)))
+    ordered = [(a, b) for a in scene.tagged for b in scene.tagged if a is not b and b[1].item.status is not None]
+    for (other_tag, other), (tag, seen) in rng.sample(ordered, min(len(ordered), 2 * rounds)):
+        if seen.item.name != "traffic light":
+            question = f"Based on the observations of {other_tag}, what are possible actions to be taken by {tag}?"
+            answer = _next_action(scene.frame, seen.item, other.item)
+            items.append(_closed("prediction", f"{question} What is the reason?", answer, tag=_JUDGE))
     if len(scene.tagged) >= 3:
         items.append(_notice(scene))
     return items
+
+
+def _next_action(frame: ToyFrame, item: ToyObject, other: ToyObject) -> str:
+    """What an object will do about another one, with the reason."""
+    if not _moves(item):
+        return "The action is none, the reason is that there is no safety issue."
+    if item.turn != "straight":
+        return f"The action is to turn {item.turn}, the reason is that there is no safety issue."
+    if _follows(frame, item, other):
+        return "The action is to decelerate, the reason is to maintain a safe distance."
+    return "The action is to keep going at the same speed, the reason is that there is no safety issue."
 
 
 def _follows(frame: ToyFrame, item: ToyObject, other: ToyObject) -> bool:
@@ -451,7 +479,8 @@ def _occlusion(scene: _Scene, tag: str, seen: Seen, tags: Mapping[int, str]) -> 
         return []
     other_tag, other = behind[0]
     affects = scene.considers(other)
-    danger = _collision(scene, other).rstrip(".").lower() if affects else "none"
+    collision = _collision(scene, other)
+    danger = collision.rstrip(".").lower() if affects and collision != _NO_COLLISION else "none"
     answer = f"{other_tag}, {'yes' if affects else 'no'}, {danger}."
     return [_closed("prediction", question, answer, "exact", _JUDGE)._replace(group="something")]
 
@@ -477,11 +506,9 @@ def _notice(scene: _Scene) -> Item:
 
 def _collision(scene: _Scene, seen: Seen) -> str:
     if seen.item.name == "traffic light" or seen.item.distance > 13.0:
-        return "No such action will lead to a collision."
+        return _NO_COLLISION
     if seen.camera == "CAM_FRONT":
-        return (
-            "Accelerating and going straight." if scene.in_path(seen) else "No such action will lead to a collision."
-        )
+        return "Accelerating and going straight." if scene.in_path(seen) else _NO_COLLISION
     return {
         "CAM_FRONT_LEFT": "Sharp left turn.",
         "CAM_BACK_LEFT": "Sharp left turn.",
@@ -521,6 +548,15 @@ def _planning(scene: _Scene) -> list[Item]:
         behind = seen.camera == "CAM_BACK" and _moves(seen.item) and abs(seen.item.across) < 1.75
         question = f"{after} steps on the brakes?"
         items.append(_closed("planning", question, "High." if behind else "Low.", "exact", _ACCURACY))
+        for side in ("left", "right"):
+            near = scene.moving and seen.camera == f"CAM_FRONT_{side.upper()}" and seen.item.distance <= 9.0
+            question = f"{after} turns {side} at a constant speed?"
+            items.append(_closed("planning", question, "High." if near else "Low.", "exact", _ACCURACY))
+    question = "Will water droplets on the glass affect the driver's line of sight?"
+    answer = (
+        "Yes, water droplets on the glass can affect the driver's line of sight." if frame.weather == "rain" else "No."
+    )
+    items.append(_closed("planning", question, answer, "exact", _JUDGE))
     lights = [seen for seen in scene.truth.seen if seen.item.name == "traffic light"]
     if lights or frame.light is None:
         answer = f"{str(lights[0].item.status).capitalize()} light." if lights else "None."
@@ -613,14 +649,16 @@ def balance_world(frames: Sequence[FrameQuestions], per_frame: int, seed: int) -
     """Balance all templates over all frames and leave about `per_frame` questions in each, in place.
 
     1. level and exact templates lose what is too frequent;
-    2. every frame keeps `per_frame` questions, the categories in DriveLM's proportions;
+    2. every frame keeps as many, the categories in DriveLM's proportions; where some have less to ask about, the
+       others keep more, so that the mean is `per_frame`;
     3. exact templates are made exact again: an existence question with too many "Yes." gets a "No." from another
        frame where that is true, everything else loses the surplus.
     """
     rng = random.Random(f"{seed}/balance")
     _cut_surplus(frames, rng)
+    cap = _fair_cap([len(frame.items) for frame in frames], per_frame)
     for frame in frames:
-        frame.items = _choose(frame.items, per_frame, rng)
+        frame.items = _choose(frame.items, cap, rng)
     _complete_existence(frames, rng)
     _cut_surplus(frames, rng)
 
@@ -646,6 +684,14 @@ def _cut_surplus(frames: Sequence[FrameQuestions], rng: random.Random) -> None:
                 dropped.update(rng.sample(where, len(where) - keep))
     for number, frame in enumerate(frames):
         frame.items = [item for position, item in enumerate(frame.items) if (number, position) not in dropped]
+
+
+def _fair_cap(sizes: Sequence[int], mean: int) -> int:
+    """The smallest cap with which the sizes have at least this mean, or the largest size."""
+    for cap in range(mean, max(sizes, default=mean)):
+        if sum(min(size, cap) for size in sizes) >= mean * len(sizes):
+            return cap
+    return max(mean, *sizes) if sizes else mean
 
 
 def _choose(items: Iterable[Item], per_frame: int, rng: random.Random) -> list[Item]:
