@@ -29,8 +29,9 @@ def parser() -> argparse.ArgumentParser:
     ask.add_argument("--folder", type=Path, help="folder of one frame, camera names in the file names")
     ask.add_argument("--budget", type=int, help="visual tokens per camera; default: the checkpoint's")
     ask.add_argument("--max-new-tokens", type=int, default=64)
-    ask.add_argument("--json", action="store_true", help="one JSON object per question")
-    ask.add_argument("--stream", action="store_true", help="print the answer as it is written")
+    how = ask.add_mutually_exclusive_group()
+    how.add_argument("--json", action="store_true", help="one JSON object per question")
+    how.add_argument("--stream", action="store_true", help="print each answer as it is written")
     ask.add_argument("--trust-remote-code", action="store_true", help="run the code that lies in the checkpoint")
     ask.add_argument("questions", nargs="+", metavar="QUESTION")
     return top
@@ -40,7 +41,7 @@ def named_images(pairs: list[str], folder: Path | None, cameras: list[str]) -> d
     """{camera: file} from CAMERA=FILE pairs and from a folder's file names.
 
     Raises:
-        ValueError: a malformed pair, a camera twice, a file that is not there, or no image at all.
+        ValueError: a malformed pair, an unknown camera or one twice, a file that is not there, or no image at all.
     """
     found: list[tuple[str, str]] = []
     for pair in pairs:
@@ -60,6 +61,8 @@ def named_images(pairs: list[str], folder: Path | None, cameras: list[str]) -> d
                 found.append((match.group(1), str(file)))
     images: dict[str, str] = {}
     for camera, file_name in found:
+        if camera not in cameras:
+            raise ValueError(f"unknown camera {camera!r}; this checkpoint knows {', '.join(cameras)}")
         if camera in images:
             raise ValueError(f"two images for {camera}: {images[camera]} and {file_name}")
         if not Path(file_name).is_file():
@@ -73,24 +76,30 @@ def named_images(pairs: list[str], folder: Path | None, cameras: list[str]) -> d
 
 
 def ask(args: argparse.Namespace) -> None:
-    """Load, look once, answer every question."""
-    from transformers import AutoModelForImageTextToText, AutoProcessor, TextStreamer
+    """Load, look once, answer every question.
 
+    Raises:
+        ValueError, OSError: a checkpoint, image or question that cannot be used, said in one line.
+    """
+    from transformers import AutoModelForImageTextToText, AutoProcessor, TextStreamer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
     where = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
     processor = AutoProcessor.from_pretrained(args.checkpoint, **where)
     images = named_images(args.image, args.folder, processor.cameras)
     model = AutoModelForImageTextToText.from_pretrained(args.checkpoint, **where).eval()
-    for question in args.questions:
-        inputs = processor(images=images, text=question, num_queries=args.budget, return_tensors="pt")
-        streamer = (
-            TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True) if args.stream else None
-        )
-        output = model.generate(**inputs, max_new_tokens=args.max_new_tokens, streamer=streamer)
-        answer = processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
-        if args.json:
-            print(json.dumps({"question": question, "answer": answer, "cameras": sorted(images)}), flush=True)
-        elif not args.stream:
-            print(answer, flush=True)
+    scene = model.encode_scene(images, processor, num_queries=args.budget)
+    if args.stream:
+        streamer = TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        for question in args.questions:
+            scene.ask(question, max_new_tokens=args.max_new_tokens, streamer=streamer)
+        return
+    for answer in scene.ask_all(args.questions, max_new_tokens=args.max_new_tokens):
+        if answer.error is not None:
+            raise ValueError(f"{answer.question!r}: {answer.error}") from answer.error
+        line = {"question": answer.question, "answer": answer.text, "cameras": sorted(images)}
+        print(json.dumps(line, ensure_ascii=False) if args.json else answer.text, flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,0 +1,108 @@
+"""The command line: what people type, what they get, and how they are told what is wrong."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import picture, tiny_model, tiny_processor
+
+from smoldriver_hf.__main__ import main, named_images
+from smoldriver_hf.configuration_smoldriver import CAMERAS
+
+SCRIPT = Path(__file__).resolve().parents[2] / "smoldriver_hf" / "__main__.py"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    model = tiny_model()
+    model.save_pretrained(folder)
+    tiny_processor(model.config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def frame(tmp_path):
+    """A folder with nuScenes file names."""
+    for index, camera in enumerate(CAMERAS):
+        picture(index).save(tmp_path / f"n015-2018-07-24__{camera}__15324029276{index:05d}.jpg")
+    return tmp_path
+
+
+def test_folder_gives_every_camera_its_own_file(frame):
+    images = named_images([], frame, list(CAMERAS))
+    assert {camera: camera in Path(file).name.split("__") for camera, file in images.items()} == dict.fromkeys(
+        CAMERAS, True
+    )
+
+
+def test_answers_come_as_json_lines(checkpoint, frame, capsys):
+    status = main(
+        ["ask", "--checkpoint", str(checkpoint), "--folder", str(frame), "--json", "--budget", "2"]
+        + ["--max-new-tokens", "3", "What is ahead?", "Is it safe?"]
+    )
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert status == 0
+    assert [line["question"] for line in lines] == ["What is ahead?", "Is it safe?"]
+    assert lines[0]["cameras"] == sorted(CAMERAS)
+
+
+def test_answers_equal_generate(checkpoint, frame, capsys):
+    model, images = tiny_model(), named_images([], frame, list(CAMERAS))
+    processor = tiny_processor(model.config)
+    inputs = processor(images=images, text="What is ahead?", return_tensors="pt")
+    output = model.generate(**inputs, max_new_tokens=6, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    for how in ([], ["--stream"]):
+        common = ["ask", "--checkpoint", str(checkpoint), "--folder", str(frame), "--max-new-tokens", "6", *how]
+        assert main([*common, "What is ahead?"]) == 0
+        assert capsys.readouterr().out.strip() == processor.decode(output, skip_special_tokens=True).strip()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "no image given"),
+        (["--image", "CAM_FRONT"], "CAMERA=FILE"),
+        (["--image", "CAM_FRONT=nowhere.jpg"], "no such file"),
+        (["--image", f"CAM_ROOF={SCRIPT}"], "unknown camera 'CAM_ROOF'"),
+        (["--image", f"CAM_FRONT={SCRIPT}"], "CAM_FRONT: .*expected a picture"),
+        (["--folder", "nowhere"], "is not a folder"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_1(checkpoint, capsys, words, message):
+    assert main(["ask", "--checkpoint", str(checkpoint), *words, "What?"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("smoldriver: ") and error.count("\n") == 1
+    assert re.search(message, error)
+
+
+def test_a_camera_twice_and_a_budget_out_of_range(checkpoint, frame, capsys):
+    front = next(frame.glob("*CAM_FRONT__*"))
+    common = ["ask", "--checkpoint", str(checkpoint), "--folder", str(frame)]
+    assert main([*common, "--image", f"CAM_FRONT={front}", "What?"]) == 1
+    assert "two images for CAM_FRONT" in capsys.readouterr().err
+    assert main([*common, "--budget", "9", "What?"]) == 1
+    assert "num_queries must be an integer from 1 to 8" in capsys.readouterr().err
+
+
+def test_bad_usage_is_status_2():
+    with pytest.raises(SystemExit) as stop:
+        main(["ask", "What?"])
+    assert stop.value.code == 2
+
+
+def test_runs_alone_where_the_package_is_not(checkpoint, frame, tmp_path):
+    """The file itself, isolated: only transformers and the code in the checkpoint."""
+    command = [sys.executable, "-I", str(SCRIPT), "ask", "--checkpoint", str(checkpoint), "--folder", str(frame)]
+    done = subprocess.run(
+        [*command, "--json", "--trust-remote-code", "--max-new-tokens", "2", "What?"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={"PATH": "", "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")},
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["question"] == "What?"
