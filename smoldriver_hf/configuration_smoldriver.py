@@ -141,7 +141,7 @@ class SmolDriverConfig(PreTrainedConfig):
         self._check_parts()
 
         # SigLIP's pooling head, which last_hidden_state never uses, holds an nn.MultiheadAttention (vLLM takes none).
-        if hasattr(self.vision_config, "vision_use_head"):
+        if self.vision_config.model_type.startswith("siglip"):
             self.vision_config.vision_use_head = False
 
         if isinstance(cameras, str):
