@@ -1,0 +1,114 @@
+"""The demo folder inside an export: a Gradio Space with examples from a generated world, and the card's picture."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from hub_export.refuse import image_problems
+
+TEMPLATES = Path(__file__).with_name("templates")
+EXAMPLES = 3
+NEW_TOKENS = 32
+# Where each camera's picture stands in the card: what is ahead on top, what is behind below.
+GRID = (("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT"), ("CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT"))
+TILE = (400, 225)
+
+
+def read_world(root: Path, cameras: list[str]) -> list[dict[str, Any]]:
+    """The first frames of a generated world, each with one question about the whole scene.
+
+    Args:
+        root: folder with `toyworld.json`, `drivelm.json` (DriveLM v1.1) and the images that it names.
+
+    Returns:
+        dicts with `question` and `images` {camera: path}.
+
+    Raises:
+        ValueError: the folder is not a generated world, or one of its images may not be published.
+    """
+    if not (root / "toyworld.json").is_file():
+        raise ValueError(
+            f"{root} has no toyworld.json, so nothing says that its images were generated; make examples with "
+            "`python -m training.toyworld`"
+        )
+    examples = []
+    for scene in json.loads((root / "drivelm.json").read_text()).values():
+        for frame in scene["key_frames"].values():
+            images = {
+                camera: root / path.removeprefix("../")
+                for camera, path in frame["image_paths"].items()
+                if camera in cameras
+            }
+            questions = [pair["Q"] for pairs in frame["QA"].values() for pair in pairs if "<" not in pair["Q"]]
+            if images and questions:
+                examples.append({"question": questions[0], "images": images})
+            if len(examples) == EXAMPLES:
+                break
+        if len(examples) == EXAMPLES:
+            break
+    if not examples:
+        raise ValueError(f"{root}: no frame has images of {cameras} and a question without object tags")
+    for path in (path for example in examples for path in example["images"].values()):
+        for problem in image_problems(path, path.name):
+            raise ValueError(f"{path}: {problem}")
+    return examples
+
+
+@torch.no_grad()
+def write_demo(folder: Path, model: torch.nn.Module, processor: Any, world: Path | None) -> None:
+    """Write `demo/`, and with a generated world its examples with the model's answers and the card's picture.
+
+    Args:
+        folder: the export.
+        model: in fp32 and eval mode; it answers the examples' questions.
+        world: see `read_world`.
+    """
+    demo = folder / "demo"
+    demo.mkdir()
+    for template, name in (("demo_app.py", "app.py"), ("demo_requirements.txt", "requirements.txt")):
+        shutil.copyfile(TEMPLATES / template, demo / name)
+    shutil.copyfile(TEMPLATES / "demo_readme.md", demo / "README.md")
+    if world is None:
+        return
+    written = []
+    for number, example in enumerate(read_world(world, processor.cameras)):
+        target = demo / "examples" / str(number)
+        target.mkdir(parents=True)
+        for camera, path in example["images"].items():
+            shutil.copyfile(path, target / f"{camera}{path.suffix}")
+        scene = model.encode_scene({camera: str(path) for camera, path in example["images"].items()}, processor)
+        answer = scene.ask(example["question"], max_new_tokens=NEW_TOKENS)
+        images = {camera: f"{number}/{camera}{path.suffix}" for camera, path in example["images"].items()}
+        written.append({"question": example["question"], "answer": answer, "images": images})
+    (demo / "examples" / "examples.json").write_text(json.dumps(written, indent=2) + "\n")
+    draw_picture(demo / "examples", written[0]).save(folder / "picture.png", optimize=True)
+
+
+def draw_picture(examples: Path, example: dict[str, Any]) -> Image.Image:
+    """The cameras of one example around the car, with question and answer below."""
+    width, height = TILE
+    sheet = Image.new("RGB", (3 * width, 2 * height + 80), "white")
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(size=20)
+    for row, cameras in enumerate(GRID):
+        for column, camera in enumerate(cameras):
+            corner = (column * width, row * height)
+            if camera in example["images"]:
+                with Image.open(examples / example["images"][camera]) as picture:
+                    sheet.paste(picture.convert("RGB").resize(TILE, Image.Resampling.LANCZOS), corner)
+            draw.text(
+                (corner[0] + 8, corner[1] + 6), camera, font=font, fill="white", stroke_width=2, stroke_fill="black"
+            )
+    draw.text((8, 2 * height + 10), shortened(f"Q: {example['question']}"), font=font, fill="black")
+    draw.text((8, 2 * height + 42), shortened(f"A: {example['answer']}"), font=font, fill="black")
+    return sheet
+
+
+def shortened(text: str, length: int = 110) -> str:
+    """One line that fits under the picture."""
+    line = " ".join(text.split())
+    return line if len(line) <= length else line[: length - 1] + "…"
