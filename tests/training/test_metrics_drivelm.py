@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import HfArgumentParser
 
-from training.metrics import MetricsArguments, main, match_f1, match_points, points, score_drivelm
+from training.metrics import MetricsArguments, language_score, main, match_f1, match_points, points, score_drivelm
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "drivelm"
 OFFICIAL = {
@@ -118,6 +118,11 @@ def test_perfect_answers() -> None:
         "match": 2,
         "unknown_predictions": 0,
     }
+
+
+def test_language_score_weights() -> None:
+    scores = {"bleu_1": 0.4, "bleu_2": 0.3, "bleu_3": 0.2, "bleu_4": 0.1, "rouge_l": 0.5, "cider": 2.0}
+    assert language_score(scores) == pytest.approx(0.25 / 3 + 0.5 / 3 + 2 / 30)
 
 
 def test_judge_terms() -> None:
