@@ -41,8 +41,8 @@ class OverfitArguments:
     recipe: str = field(default=str(RECIPE), metadata={"help": "Recipe of the fit."})
 
 
-def fit(args: OverfitArguments) -> Path:
-    """Prepare, assemble and train; finished parts are kept."""
+def fit(args: OverfitArguments) -> tuple[Path, int]:
+    """Prepare, assemble and train; finished parts are kept. Returns the checkpoint and its budget."""
     root = Path(args.output_dir)
     data, initial = root / "data", root / "initial"
     prepare.main(
@@ -68,13 +68,14 @@ def fit(args: OverfitArguments) -> Path:
         *(word for key, value in overrides.items() for word in (f"--{key}", str(value))),
     ]
     stage = TrlParser((finetune.FinetuneArguments, SFTConfig)).parse_args_and_config(command)
-    return finetune.main(*stage)
+    (budget,) = stage[0].num_queries
+    return finetune.main(*stage), budget
 
 
-def ask(checkpoint: Path, images: dict[str, str], questions: list[str]) -> list[str]:
+def ask(checkpoint: Path, images: dict[str, str], questions: list[str], budget: int) -> list[str]:
     """Answers from the command line of a process that cannot import the package (isolated, elsewhere, offline)."""
     command = [sys.executable, "-I", str(ASK.resolve()), "ask", "--checkpoint", str(checkpoint.resolve())]
-    command += ["--trust-remote-code", "--json", "--budget", "16"]
+    command += ["--trust-remote-code", "--json", "--budget", str(budget)]
     command += [word for camera, file in images.items() for word in ("--image", f"{camera}={file}")]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
@@ -104,7 +105,9 @@ def swaps(rows: Rows) -> dict[int, dict]:
     return swapped
 
 
-def answers(checkpoint: Path, questions: dict[int, str], images: dict[int, dict[str, str]]) -> dict[int, str]:
+def answers(
+    checkpoint: Path, questions: dict[int, str], images: dict[int, dict[str, str]], budget: int
+) -> dict[int, str]:
     """One call of the command line per distinct scene."""
     scenes = defaultdict(list)
     for index in questions:
@@ -112,7 +115,7 @@ def answers(checkpoint: Path, questions: dict[int, str], images: dict[int, dict[
     found = {}
     for number, (scene, indices) in enumerate(scenes.items(), 1):
         print(f"asking about scene {number} of {len(scenes)}: {len(indices)} questions", flush=True)
-        given = ask(checkpoint, json.loads(scene), [questions[index] for index in indices])
+        given = ask(checkpoint, json.loads(scene), [questions[index] for index in indices], budget)
         found.update(zip(indices, given, strict=True))
     return found
 
@@ -120,17 +123,18 @@ def answers(checkpoint: Path, questions: dict[int, str], images: dict[int, dict[
 def main(args: OverfitArguments) -> dict:
     """Fit, ask, compare; writes and returns `overfit.json`."""
     began = time.monotonic()
-    checkpoint = fit(args)
+    checkpoint, budget = fit(args)
     fitted = time.monotonic()
     rows = load_rows(Path(args.output_dir) / "data", "train")
     asked = {index: rows[index] for index in range(len(rows))}
     questions = {index: row["question"] for index, row in asked.items()}
-    true = answers(checkpoint, questions, {index: row["images"] for index, row in asked.items()})
+    true = answers(checkpoint, questions, {index: row["images"] for index, row in asked.items()}, budget)
     others = swaps(rows)
     swapped = answers(
         checkpoint,
         {index: questions[index] for index in others},
         {index: other["images"] for index, other in others.items()},
+        budget,
     )
 
     def share(given: dict[int, str], of) -> float:
