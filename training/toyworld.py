@@ -33,6 +33,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from multiprocessing import get_context
@@ -164,8 +165,8 @@ def _make_frames(args: ToyWorldArguments, root: Path) -> Iterator[_Made]:
         yield from map(make, places)
         return
     # Fresh processes, not forks: a caller may have started threads, which do not survive a fork.
-    with get_context("spawn").Pool(min(args.num_workers, len(places))) as pool:
-        yield from pool.imap(make, places, chunksize=4)
+    with ProcessPoolExecutor(min(args.num_workers, len(places)), mp_context=get_context("spawn")) as pool:
+        yield from pool.map(make, places, chunksize=4)  # in order; a worker that dies raises, where a Pool would hang
 
 
 def _make_frame(
