@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny import (
     lively,
     tiny_config,
@@ -87,8 +88,6 @@ def test_buffers_are_right_after_meta_device_loading(dtype, tmp_path):
 
 
 def test_missing_weights_are_initialised_not_left_as_memory(tmp_path):
-    from safetensors.torch import load_file, save_file
-
     torch.manual_seed(0)
     config = tiny_config()
     config.projector_config.embedding_std = 0.25
@@ -105,6 +104,18 @@ def test_missing_weights_are_initialised_not_left_as_memory(tmp_path):
     projector = loaded.model.multi_modal_projector
     assert (projector.connector.scale_norm.weight == 0.25).all()
     assert projector.qformers.CAM_BACK.queries.std().item() == pytest.approx(0.02, rel=0.3)
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+def test_missing_tower_weights_are_initialised_by_the_tower(tower, tmp_path):
+    model = tiny_model(vision_config=tiny_towers()[tower])
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if "vision_tower" not in name}
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    loaded = SmolDriverForConditionalGeneration.from_pretrained(tmp_path)
+    for name, tensor in loaded.state_dict().items():
+        assert tensor.isfinite().all() and tensor.abs().max() < 3, name
 
 
 def test_construction_on_the_meta_device():
