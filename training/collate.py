@@ -108,6 +108,14 @@ class SceneCollator:
                 owners.append(index)
         return {**self._text(rows), **self._vision(examples, owners, budget)}
 
+    def vision(self, examples: Sequence[Example], num_queries: int) -> dict[str, torch.Tensor]:
+        """The part of a batch that shows images, each example's once; examples need no questions for it."""
+        return self._vision(examples, list(range(len(examples))), num_queries)
+
+    def text(self, examples: Sequence[Example], num_queries: int) -> dict[str, torch.Tensor]:
+        """The part of a batch that is tokens, masks and labels."""
+        return self._text([row for item in examples for row in self._rows(self.encode(item, num_queries), item)])
+
     def sequence_lengths(self, example: Example) -> list[int]:
         """Tokens of each sequence that an example becomes at the largest budget, found without opening an image."""
         frame = self.encode(example, max(self.budgets))
