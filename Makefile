@@ -1,23 +1,45 @@
 # Every target works from a path with spaces, as any user, and offline once .venv is there.
 PYTHON ?= python3
-VENV := .venv
-BIN := $(VENV)/bin
+BIN := .venv/bin
+# glibc gives memory back after every training step; keeping it makes CPU steps several times faster on some machines.
+KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592
 
-.PHONY: style check test
+.PHONY: help style check test slow bench nine-frames tables clean
 
-$(VENV)/installed: setup.cfg
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable ".[train,test]"
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
+
+.venv/installed: setup.cfg .ci/requirements.lock
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint .ci/requirements.lock --editable ".[train,test,nuscenes]"
 	touch $@
 
-style: $(VENV)/installed
+style: .venv/installed  ## format, and fix what ruff can fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-check: $(VENV)/installed
+check: .venv/installed  ## format, lint, types, and the README's generated tables
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python -m benchmarks.tables --check
 
-test: $(VENV)/installed
-	$(BIN)/python -m pytest
+test: .venv/installed  ## the default tests
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n auto --dist loadfile
+
+slow: .venv/installed  ## the slow tests too; some download from the package index
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -m "slow or not slow"
+
+bench: .venv/installed  ## speed against SmolVLM, as ratios in one run (a quiet machine, about half an hour)
+	$(KEEP_MEMORY) $(BIN)/python -m benchmarks.speed --output benchmarks/results/speed.json
+	$(BIN)/python -m benchmarks.tables
+
+nine-frames: .venv/installed  ## over-fit nine real DriveLM frames (needs ../shared) and ask about them
+	$(KEEP_MEMORY) OMP_NUM_THREADS=1 $(BIN)/python -m training.overfit --image_root ../shared/drivelm \
+		--drivelm_json ../shared/drivelm/drivelm_9frames.json --output_dir outputs/nine-frames
+
+tables: .venv/installed  ## rewrite the README's generated parts from benchmarks/results
+	$(BIN)/python -m benchmarks.tables
+
+clean:  ## remove the virtual environment and build leftovers, keep outputs
+	rm -rf .venv build dist *.egg-info
