@@ -3,7 +3,6 @@
 import base64
 import io
 import os
-import struct
 from contextlib import ExitStack
 from typing import Any
 
@@ -74,7 +73,7 @@ class SmolDriverImageProcessor(PilBackend):
             raise ValueError(f"{where}: expected a picture in a format that PIL reads") from error
         except Image.DecompressionBombError as error:
             raise ValueError(f"{where}: expected at most {MAX_PIXELS} pixels: {error}") from error
-        except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:  # what broken files make PIL raise
+        except (OSError, ValueError, SyntaxError, EOFError) as error:  # what broken files make PIL raise
             raise ValueError(f"{where}: cannot be read as a camera image: {error}") from error
         if target and rgb.size != target:
             rgb = rgb.resize(target, resample=resample)

@@ -99,8 +99,8 @@ def chat_template_for(tokenizer: Any, cameras: list[str], image_token: str) -> s
     template = CHAT_TEMPLATE
     # Some tokenizers add runs of spaces as tokens: they are no control, and a space inside would not break them.
     control_tokens = [token for token in {*control_tokens, image_token} if token.strip()]
-    # Longest first: breaking a short token must not hide a longer one that contains it.
-    control_tokens.sort(key=lambda token: (-len(token), token))
+    # Shortest first: the space that breaks a token makes it longer, perhaps into another one, broken in its turn.
+    control_tokens.sort(key=lambda token: (len(token), token))
     values = {**turns, "AFTER": "\n", "CONTROL": control_tokens, "CAMERAS": list(cameras), "IMAGE": image_token}
     for name, value in values.items():
         template = template.replace(f"@{name}@", json.dumps(value, ensure_ascii=False))

@@ -39,8 +39,10 @@ def processor_in(style: str) -> SmolDriverProcessor:
     tokenizer = tiny_tokenizer(chat_tokens=TEMPLATES[style] is not None)
     if TEMPLATES[style]:
         tokenizer.add_special_tokens({"additional_special_tokens": ["<image>", *TEMPLATES[style]]})
-    # a control token that is not marked as special, as in Qwen, and spaces as a token, as in GPT-NeoX
-    tokenizer.add_tokens([AddedToken("<tool_call>", special=False), AddedToken("    ", special=False)])
+    # a control token that is not marked as special, as in Qwen, spaces as a token, as in GPT-NeoX, and a token that
+    # another one becomes when it is broken
+    tokens = [AddedToken("<tool_call>", special=False), AddedToken("    ", special=False), AddedToken("< image>")]
+    tokenizer.add_tokens(tokens)
     return SmolDriverProcessor(tiny_image_processor(), tokenizer, cameras=list(CAMERAS), max_queries=8, num_queries=2)
 
 
