@@ -35,7 +35,10 @@ def pinned(card: str, name: str, repository: str, revision: str) -> str:
     return card.replace(local, snippet(repository, revision))
 
 
-def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, float | dict[str, float]]]:
+Figure = float | Mapping[str, float]  # with an interval: {"value": …, "low": …, "high": …}
+
+
+def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Figure]]:
     """(path, figure) of every number below `value`, and of every `{"value": …, "low": …, "high": …}`."""
     if isinstance(value, bool):
         return
@@ -46,12 +49,12 @@ def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, float | dict[str
             yield from leaves(item, f"{prefix}/{key}" if prefix else str(key))
 
 
-def point(figure: float | dict[str, float]) -> float:
+def point(figure: Figure) -> float:
     """The number in a figure with or without an interval."""
     return figure["value"] if isinstance(figure, Mapping) else figure
 
 
-def shown(figure: float | dict[str, float] | None) -> str:
+def shown(figure: Figure | None) -> str:
     """A figure as the table prints it, three digits behind the point."""
     if figure is None:
         return "–"

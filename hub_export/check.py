@@ -160,9 +160,9 @@ def main(args: CheckArguments) -> dict[str, Any]:
     if folder_hashes(folder) != before:
         raise ValueError(f"{folder} changed while it was checked")
 
-    stamp = {"files": before, "environments": environments}
+    stamp: dict[str, Any] = {"files": before, "environments": environments}
     (folder / STAMP).write_text(json.dumps(stamp, indent=2) + "\n")
-    for environment in environments:
+    for environment in stamp["environments"]:
         versions = environment["versions"]
         checks = ", ".join(check["check"] for check in environment["passed"])
         print(f"transformers {versions['transformers']}, torch {versions['torch']}: {checks}")

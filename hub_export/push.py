@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2  # what huggingface_hub speaks HTTP with
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitOperation, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import (
     HfHubHTTPError,
     LocalTokenNotFoundError,
@@ -79,7 +79,7 @@ def publish(api: HfApi, args: PushArguments, stamp: dict[str, Any]) -> str:
             if card == pinned(local_card, card_name(local_card), args.repo_id, commit.commit_id):
                 print(f"{args.repo_id} is up to date")
                 return commit.commit_id
-    operations = [CommitOperationAdd(name, str(folder / name)) for name in changed]
+    operations: list[CommitOperation] = [CommitOperationAdd(name, str(folder / name)) for name in changed]
     operations += [CommitOperationDelete(name) for name in removed]
     info = api.create_commit(
         args.repo_id, operations, commit_message=args.message, revision="main", create_pr=args.pr, num_threads=2

@@ -28,8 +28,8 @@ LOWEST = processor.max_queries if processor.queries_per_token > 1 else 1
 
 
 @torch.inference_mode()
-def attention_overlays(images: dict[str, Image.Image], num_queries: int) -> list[tuple[Image.Image, str]]:
-    """Each image under a heat map of where its Q-Former's queries looked (mean over heads and queries)."""
+def attention_overlays(images: dict[str, Image.Image], num_queries: int) -> dict[str, Image.Image]:
+    """Each image under a heat map of where its Q-Former looked more than evenly (mean of heads and queries)."""
     inputs = processor(images=images, num_queries=num_queries, return_tensors="pt")
     pixel_values = inputs["pixel_values"]  # (images, 3, height, width)
     outputs = model.get_image_features(
@@ -41,21 +41,22 @@ def attention_overlays(images: dict[str, Image.Image], num_queries: int) -> list
     )
     maps = outputs.qformer_attentions.float().mean((1, 2))  # (images, patches)
     rows, columns = model.model.multi_modal_projector.grid
-    overlays = []
+    overlays = {}
     for index, weights in zip(inputs["camera_ids"].tolist(), maps, strict=True):
         camera = CAMERAS[index]
         picture = images[camera].convert("RGB")
-        heat = weights.view(rows, columns) / weights.max()
+        above = (weights - weights.mean()).clamp(min=0).view(rows, columns)
+        heat = above / above.max().clamp(min=1e-6)
         heat = Image.fromarray((heat.numpy() * 255).astype(np.uint8)).resize(picture.size, Image.Resampling.BICUBIC)
         strength = np.asarray(heat, dtype=np.float32)[..., None] / 255  # (height, width, 1)
         glow = np.array([255.0, 96.0, 0.0], dtype=np.float32)
         mixed = np.asarray(picture, dtype=np.float32) * (1 - 0.65 * strength) * 0.85 + glow * 0.65 * strength
-        overlays.append((Image.fromarray(mixed.clip(0, 255).astype(np.uint8)), camera))
+        overlays[camera] = Image.fromarray(mixed.clip(0, 255).astype(np.uint8))
     return overlays
 
 
-def answer(question: str, num_queries: float, *pictures: Image.Image | None) -> Iterator[tuple[str, list]]:
-    """Yield the answer as far as it is written, and the overlays."""
+def answer(question: str, num_queries: float, *pictures: Image.Image | None) -> Iterator[tuple]:
+    """Yield the answer as far as it is written and, once, each camera's overlay."""
     images = {camera: picture for camera, picture in zip(CAMERAS, pictures, strict=True) if picture is not None}
     if not images:
         raise gr.Error("Give at least one camera image.")
@@ -63,7 +64,8 @@ def answer(question: str, num_queries: float, *pictures: Image.Image | None) -> 
         raise gr.Error("Ask a question.")
     budget = int(num_queries)
     overlays = attention_overlays(images, budget)
-    yield "", overlays
+    yield "", *(overlays.get(camera) for camera in CAMERAS)
+    unchanged = [gr.skip()] * len(CAMERAS)
 
     streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=120)
     failures: list[Exception] = []
@@ -81,11 +83,11 @@ def answer(question: str, num_queries: float, *pictures: Image.Image | None) -> 
     text = ""
     for piece in streamer:
         text += piece
-        yield text, overlays
+        yield text, *unchanged
     writer.join()
     if failures:
         raise gr.Error(str(failures[0]))
-    yield text.strip(), overlays
+    yield text.strip(), *unchanged
 
 
 def examples() -> list[list]:
@@ -110,10 +112,11 @@ def build() -> gr.Blocks:
         )
         slots = {}
         ahead = [camera for camera in CAMERAS if "BACK" not in camera]
-        for row in (ahead, [camera for camera in CAMERAS if camera not in ahead]):
+        rows = (ahead, [camera for camera in CAMERAS if camera not in ahead])
+        for row in rows:
             with gr.Row():
                 for camera in row:
-                    slots[camera] = gr.Image(label=camera, type="pil", height=170, sources=["upload", "clipboard"])
+                    slots[camera] = gr.Image(label=camera, type="pil", height=200, sources=["upload", "clipboard"])
         with gr.Row():
             question = gr.Textbox(label="Question", value="Is there a pedestrian in front of the ego car?", scale=3)
             budget = gr.Slider(
@@ -126,13 +129,24 @@ def build() -> gr.Blocks:
                 interactive=LOWEST < processor.max_queries,
             )
             ask = gr.Button("Ask", variant="primary", scale=1)
-        reply = gr.Textbox(label="Answer", lines=2, interactive=False)
-        looked = gr.Gallery(label="Where each camera's queries looked", columns=3, height=420, object_fit="contain")
+        reply = gr.Textbox(label="Answer", lines=2, max_lines=4, interactive=False)
+        gr.Markdown("Where each camera's queries looked:")
+        looked = {}
+        for row in rows:
+            with gr.Row():
+                for camera in row:
+                    looked[camera] = gr.Image(label=camera, height=180, interactive=False, buttons=[])
         inputs = [question, budget, *(slots[camera] for camera in CAMERAS)]
-        gr.on([ask.click, question.submit], answer, inputs, [reply, looked], api_name="answer")
-        rows = examples()
-        if rows:
-            gr.Examples(rows, inputs, label="Generated scenes")
+        gr.on(
+            [ask.click, question.submit],
+            answer,
+            inputs,
+            [reply, *(looked[camera] for camera in CAMERAS)],
+            api_name="answer",
+        )
+        listed = examples()
+        if listed:
+            gr.Examples(listed, inputs, label="Generated scenes")
     return page
 
 

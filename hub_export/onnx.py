@@ -1,0 +1,182 @@
+"""An exported folder → ONNX graphs for ONNX Runtime, fp32 and optionally int8, and a small runner for them.
+
+    python -m hub_export onnx outputs/smoldriver --out outputs/smoldriver-onnx
+    python -m hub_export onnx outputs/smoldriver --out outputs/smoldriver-onnx8 --int8
+
+transformers' own exporter cuts the model into five graphs (vision tower, projector, language model for the prompt,
+head, one decoding step) and their runner calls them; what lies between, `OnnxSmolDriver` does. The graphs take whole
+scenes, all cameras at one budget; prompt and answer may have any length. With `--int8` the language model's weights
+are quantised dynamically; tower and projector stay as they are.
+
+Needs the packages onnx, onnxscript and onnxruntime.
+"""
+
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import DynamicCache, GenerationConfig
+from transformers.exporters import OnnxConfig, OnnxExporter
+from transformers.exporters.base import ExportedModel
+
+from hub_export.reference import QUESTION, reference_scene
+from smoldriver_hf import SmolDriverConfig, SmolDriverForConditionalGeneration, SmolDriverProcessor
+
+EMBEDDINGS = "embeddings.safetensors"  # prompts mix text with visual tokens, so they are embedded outside the graphs
+QUANTIZED = ("language_model", "lm_head", "decode")
+
+
+@dataclass
+class OnnxArguments:
+    folder: str = field(metadata={"help": "Exported folder or checkpoint."})
+    out: str = field(metadata={"help": "Folder to write; must not exist."})
+    num_queries: int | None = field(default=None, metadata={"help": "Budget per camera; default: the model's."})
+    int8: bool = field(default=False, metadata={"help": "Quantise the language model's weights."})
+
+
+class OnnxSmolDriver:
+    """Runs what `main` wrote: encode a scene, prefill a question, decode an answer.
+
+    ```python
+    model = OnnxSmolDriver("outputs/smoldriver-onnx")
+    model.ask({"CAM_FRONT": "front.jpg", ...}, "Is it safe to brake?")
+    ```
+    """
+
+    def __init__(self, folder: str | Path):
+        self.config = SmolDriverConfig.from_pretrained(folder)
+        self.processor = SmolDriverProcessor.from_pretrained(folder)
+        self.generation_config = GenerationConfig.from_pretrained(folder)
+        self.graphs = ExportedModel.from_pretrained(folder).runners
+        self.embeddings = load_file(Path(folder) / EMBEDDINGS)["weight"]  # (vocab, text_hidden)
+        projector = self.graphs["multi_modal_projector"].metadata
+        self.patches: int = projector.kwargs["features"]["shape"][1]
+        self.num_queries: int = projector.in_constants["num_queries"]
+
+    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Images of all cameras, (cameras, 3, height, width) in the model's order → (cameras, tokens, text_hidden).
+
+        Raises:
+            ValueError: not one image per camera.
+        """
+        if len(pixel_values) != len(self.config.cameras):
+            raise ValueError(f"the graphs take one image of each of {self.config.cameras}; got {len(pixel_values)}")
+        features = self.graphs["image_encoder"](pixel_values=pixel_values).last_hidden_state[:, -self.patches :]
+        tokens, _ = self.graphs["multi_modal_projector"](
+            features=features.contiguous(),
+            camera_ids=None,
+            num_queries=self.num_queries,
+            grid=self._grid(pixel_values),
+        )
+        return tokens
+
+    def _grid(self, pixel_values: torch.Tensor) -> tuple[int, int]:
+        """(rows, columns) of the patches; their proportion is that of the images."""
+        height, width = pixel_values.shape[-2:]
+        rows = round((self.patches * height / width) ** 0.5)
+        return rows, self.patches // rows
+
+    def prefill(self, visual_tokens: torch.Tensor, input_ids: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        """A prompt (1, sequence) with its visual tokens → logits of the next token (1, vocab), and the cache."""
+        embeds = self.embeddings[input_ids]  # (1, sequence, text_hidden)
+        embeds[input_ids == self.config.image_token_id] = visual_tokens.flatten(0, 1)
+        outputs = self.graphs["language_model"](
+            inputs_embeds=embeds,
+            attention_mask=None,
+            position_ids=torch.arange(input_ids.shape[1])[None],
+            past_key_values=DynamicCache(config=self.config.text_config),
+        )
+        logits = self.graphs["lm_head"](input=outputs.last_hidden_state[:, -1:].contiguous())
+        return logits[:, -1], outputs.past_key_values
+
+    def decode(self, token: int, position: int, cache: Any) -> tuple[torch.Tensor, Any]:
+        """One more token at `position` → logits of the next one (1, vocab), and the longer cache."""
+        outputs = self.graphs["decode"](
+            input_ids=torch.tensor([[token]]), position_ids=torch.tensor([[position]]), past_key_values=cache
+        )
+        return outputs.logits[:, -1], outputs.past_key_values
+
+    def generate(self, inputs: dict[str, torch.Tensor], max_new_tokens: int) -> list[int]:
+        """Greedy tokens for what the processor returns for one scene of all cameras."""
+        ends = self.generation_config.eos_token_id
+        ends = {ends} if isinstance(ends, int) else set(ends or ())
+        logits, cache = self.prefill(self.encode(inputs["pixel_values"]), inputs["input_ids"])
+        tokens = [int(logits.argmax())]
+        while tokens[-1] not in ends and len(tokens) < max_new_tokens:
+            position = inputs["input_ids"].shape[1] + len(tokens) - 1
+            logits, cache = self.decode(tokens[-1], position, cache)
+            tokens.append(int(logits.argmax()))
+        return tokens
+
+    def ask(self, images: dict[str, Any], question: str, max_new_tokens: int = 64) -> str:
+        """The answer to one question about images of all cameras."""
+        inputs = self.processor(images=images, text=question, num_queries=self.num_queries, return_tensors="pt")
+        tokens = self.generate(inputs, max_new_tokens)
+        return self.processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+
+
+def quantize(folder: Path) -> None:
+    """Replace the language model's graphs by dynamically quantised ones."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    for name in QUANTIZED:
+        path = folder / f"{name}.onnx"
+        small = folder / f"{name}.int8.onnx"
+        quantize_dynamic(path, small, weight_type=QuantType.QInt8, per_channel=True, use_external_data_format=True)
+        # The graph names its data file, so both get the old names only after the old ones are gone.
+        for old in (path, path.with_name(path.name + ".data")):
+            old.unlink()
+        import onnx
+
+        onnx.save(
+            onnx.load(small), path, save_as_external_data=True, location=f"{path.name}.data", size_threshold=1024
+        )
+        for new in folder.glob(f"{name}.int8.onnx*"):
+            new.unlink()
+
+
+def main(args: OnnxArguments) -> Path:
+    """Export; returns the folder.
+
+    Raises:
+        ValueError: `out` exists.
+    """
+    out = Path(args.out)
+    if out.exists():
+        raise ValueError(f"{out} exists; name another folder or remove it")
+    model = SmolDriverForConditionalGeneration.from_pretrained(args.folder, dtype=torch.float32).eval()
+    processor = SmolDriverProcessor.from_pretrained(args.folder)
+    images = {camera: Image.fromarray(pixels) for camera, pixels in reference_scene(processor.cameras).items()}
+    if args.num_queries is not None:
+        model.config.num_queries = args.num_queries  # under the exporter the budget cannot be counted
+    inputs = processor(images=images, text=QUESTION, num_queries=model.config.num_queries, return_tensors="pt")
+    sample = {name: inputs[name] for name in ("input_ids", "attention_mask", "pixel_values")}
+
+    exported = OnnxExporter().export_for_generation(model, sample, OnnxConfig(dynamic=True), multi_token_decode=True)
+    unfinished = out.with_name(out.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    exported.save_pretrained(unfinished)
+    processor.save_pretrained(unfinished)
+    model.generation_config.save_pretrained(unfinished)
+    save_file({"weight": model.get_input_embeddings().weight.detach().clone()}, unfinished / EMBEDDINGS)
+    if args.int8:
+        quantize(unfinished)
+
+    runner = OnnxSmolDriver(unfinished)
+    with torch.no_grad():
+        wanted = model(**inputs).logits[:, -1]
+    logits, _ = runner.prefill(runner.encode(inputs["pixel_values"]), inputs["input_ids"])
+    difference = (logits - wanted).abs().max().item()
+    if not args.int8 and difference > 1e-4 * max(1.0, wanted.abs().max().item()):
+        raise ValueError(f"{unfinished}: logits differ from the model's by {difference:.3g}")
+    os.replace(unfinished, out)
+    size = sum(path.stat().st_size for path in out.iterdir())
+    agree = bool(np.argmax(logits.numpy()) == np.argmax(wanted.numpy()))
+    print(f"{out}: {size / 1e6:.1f} MB; logits differ by at most {difference:.3g}, same next token: {agree}")
+    return out
