@@ -1,0 +1,167 @@
+"""Answer the questions of a prepared data set with an exported model, on one machine or on many.
+
+    python -m hub_export label outputs/smoldriver outputs/fleet --split test --out outputs/answers
+    torchrun --nproc_per_node 8 -m hub_export label outputs/smoldriver outputs/fleet --split test --out outputs/answers
+
+    # Ray Data: the machines of a cluster, or two actors on this one
+    python -m hub_export label outputs/smoldriver outputs/fleet --split test --out outputs/answers --ray_actors 2
+
+The data set is what `training.prepare` writes (`dataset.json`, `frames/` and `questions/` as Parquet). Each input
+shard `questions/SPLIT-….parquet` becomes one output shard of the same name, which appears complete or not at all;
+shards that are there are not done again, so an interrupted run is started again by the same command. A frame is encoded
+once for all of its questions. A question that cannot be answered has an `error` and no `answer`; the others are not
+affected. Ray Data needs `pip install "ray[data]"`.
+"""
+
+import json
+import os
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from tqdm import tqdm
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+KEYS = ("scene_token", "frame_token")
+SCHEMA = pa.schema([(name, pa.string()) for name in ("question_id", *KEYS, "question", "answer", "error")])
+
+
+@dataclass
+class LabelArguments:
+    model: str = field(metadata={"help": "Exported folder or Hub repository."})
+    data: str = field(metadata={"help": "Prepared folder."})
+    out: str = field(metadata={"help": "Folder for the answers, one file per input shard."})
+    split: str = field(default="test", metadata={"help": "Which split's questions."})
+    revision: str | None = field(default=None, metadata={"help": "Commit of a Hub repository."})
+    num_queries: int | None = field(default=None, metadata={"help": "Budget per camera; default: the model's."})
+    batch_size: int = field(default=16, metadata={"help": "Questions of one frame decoded side by side."})
+    max_new_tokens: int = field(default=64, metadata={"help": "Longest answer."})
+    dtype: str = field(default="auto", metadata={"help": "float32, bfloat16, or auto: as the weights are."})
+    ray_actors: int = field(default=0, metadata={"help": "Spread the shards over this many Ray Data actors."})
+
+
+def open_shards(args: LabelArguments) -> list[Path]:
+    """The input shards that have no output yet, sorted.
+
+    Raises:
+        ValueError: no prepared folder, or no questions of that split.
+    """
+    data = Path(args.data)
+    if not (data / "dataset.json").is_file():
+        raise ValueError(f"{data} is not a prepared folder (no dataset.json)")
+    shards = sorted((data / "questions").glob(f"{args.split}-*.parquet"))
+    if not shards:
+        raise ValueError(f"{data} has no questions of split {args.split!r}")
+    return [shard for shard in shards if not (Path(args.out) / shard.name).exists()]
+
+
+def read_frames(data: Path, split: str) -> dict[tuple[str, str], dict[str, str]]:
+    """{(scene_token, frame_token): {camera: absolute path}} of one split."""
+    root = (data / json.loads((data / "dataset.json").read_text())["image_root"]).resolve()
+    frames = {}
+    for shard in sorted((data / "frames").glob(f"{split}-*.parquet")):
+        for row in pq.read_table(shard).to_pylist():
+            key = (row.pop("scene_token"), row.pop("frame_token"))
+            frames[key] = {camera: str(root / path) for camera, path in row.items() if path is not None}
+    return frames
+
+
+class Labeller:
+    """A model with the frames it labels; one per process or Ray actor."""
+
+    def __init__(self, args: LabelArguments):
+        self.args = args
+        trusted: dict[str, Any] = {"revision": args.revision, "trust_remote_code": True}
+        self.processor = AutoProcessor.from_pretrained(args.model, **trusted)
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+        self.model = AutoModelForImageTextToText.from_pretrained(args.model, dtype=args.dtype, **trusted)
+        self.model = self.model.eval().to(device)
+        self.frames = read_frames(Path(args.data), args.split)
+
+    def answer_frame(self, key: tuple[str, str], questions: list[str]) -> list[tuple[str | None, str | None]]:
+        """(answer, error) of each question about one frame, which is encoded once."""
+        images = {camera: path for camera, path in self.frames[key].items() if camera in self.processor.cameras}
+        try:
+            scene = self.model.encode_scene(images, self.processor, num_queries=self.args.num_queries)
+        except ValueError as error:  # an unreadable image: the next frame may be fine
+            return [(None, str(error))] * len(questions)
+        answers = scene.ask_all(questions, batch_size=self.args.batch_size, max_new_tokens=self.args.max_new_tokens)
+        return [(answer.text, None if answer.error is None else str(answer.error)) for answer in answers]
+
+    def label(self, shard: Path) -> Path:
+        """Answer one input shard; returns the output shard."""
+        rows = pq.read_table(shard, columns=["question_id", *KEYS, "question"]).to_pylist()
+        places = sorted(range(len(rows)), key=lambda place: tuple(rows[place][name] for name in KEYS))
+        for key, group in groupby(places, key=lambda place: tuple(rows[place][name] for name in KEYS)):
+            group = list(group)
+            if key not in self.frames:
+                raise ValueError(f"{shard.name}: question {rows[group[0]]['question_id']} has no frame {key}")
+            answers = self.answer_frame(key, [rows[place]["question"] for place in group])
+            for place, (answer, error) in zip(group, answers, strict=True):
+                rows[place] |= {"answer": answer, "error": error}
+        target = Path(self.args.out) / shard.name
+        unfinished = target.with_name(f".{target.name}.{os.getpid()}.unfinished")
+        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), unfinished)
+        os.replace(unfinished, target)
+        return target
+
+
+class RayLabeller:
+    """`Labeller` as Ray Data calls it: a batch of shard names → the names of what was written."""
+
+    def __init__(self, args: LabelArguments):
+        self.labeller = Labeller(args)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return {"written": [str(self.labeller.label(Path(shard))) for shard in batch["shard"]]}
+
+
+def label_with_ray(args: LabelArguments, shards: list[Path]) -> None:
+    """Spread the shards over actors; each writes its own output files."""
+    import ray.data
+
+    absolute = {"data": str(Path(args.data).resolve()), "out": str(Path(args.out).resolve())}
+    if Path(args.model).is_dir():
+        absolute["model"] = str(Path(args.model).resolve())
+    args = LabelArguments(**{**vars(args), **absolute})
+    names = [{"shard": str(shard.resolve())} for shard in shards]
+    (
+        ray.data.from_items(names, override_num_blocks=len(names))
+        .map_batches(
+            RayLabeller,
+            fn_constructor_args=(args,),
+            batch_size=1,
+            num_cpus=0.4,  # a whole CPU each would leave none for Ray Data's own tasks on a small machine
+            num_gpus=1 if torch.cuda.is_available() else 0,
+            compute=ray.data.ActorPoolStrategy(size=args.ray_actors),
+        )
+        .materialize()
+    )
+
+
+def main(args: LabelArguments) -> Path:
+    """Label every open shard, or this process's share of them under torchrun; returns the output folder.
+
+    Raises:
+        ValueError: no prepared folder, no such split, or a question without its frame.
+    """
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    shards = open_shards(args)
+    if args.ray_actors:
+        if shards:
+            label_with_ray(args, shards)
+        return out
+    # By name, not by place in the list of open shards: processes that start later see fewer open ones.
+    every = sorted((Path(args.data) / "questions").glob(f"{args.split}-*.parquet"))
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    mine = [shard for shard in every[rank::world] if shard in shards]
+    if mine:
+        labeller = Labeller(args)
+        for shard in tqdm(mine, desc=f"label, process {rank + 1} of {world}", unit="shard"):
+            labeller.label(shard)
+    return out

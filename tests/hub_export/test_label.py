@@ -1,0 +1,148 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from exported import save_checkpoint
+from tiny import CAMERAS, scene
+
+from hub_export import label
+from hub_export.label import LabelArguments
+from smoldriver_hf import SmolDriverForConditionalGeneration, SmolDriverProcessor
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return save_checkpoint(tmp_path_factory.mktemp("checkpoint") / "final")
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Three frames (the third has a broken image), four shards of questions that mix frames."""
+    folder = tmp_path / "data"
+    frames = []
+    for number in range(3):
+        paths = {}
+        for camera, image in scene(number).items():
+            if number == 1 and camera == "CAM_BACK":
+                continue
+            paths[camera] = f"images/{number}-{camera}.png"
+            (folder / "images").mkdir(parents=True, exist_ok=True)
+            image.save(folder / paths[camera])
+        row = {camera: paths.get(camera) for camera in CAMERAS}
+        frames.append({"scene_token": "s", "frame_token": f"f{number}", **row, "LIDAR_BEV": "images/none.png"})
+    (folder / "images" / "2-CAM_FRONT.png").write_bytes(b"broken")
+    (folder / "frames").mkdir()
+    (folder / "questions").mkdir()
+    pq.write_table(pa.Table.from_pylist(frames), folder / "frames" / "test-00000.parquet")
+    for shard in range(4):
+        rows = [
+            {
+                "question_id": f"s_f{i % 3}_{shard}",
+                "scene_token": "s",
+                "frame_token": f"f{i % 3}",
+                "question": f"Q{i}?",
+            }
+            for i in range(shard, shard + 5)
+        ]
+        pq.write_table(pa.Table.from_pylist(rows), folder / "questions" / f"test-{shard:05d}.parquet")
+    (folder / "dataset.json").write_text(json.dumps({"image_root": "."}))
+    return folder
+
+
+def arguments(checkpoint, data, **changes):
+    return LabelArguments(str(checkpoint), str(data), str(data.parent / "out"), max_new_tokens=4, **changes)
+
+
+def read(folder):
+    return {path.name: pq.read_table(path).to_pylist() for path in sorted(Path(folder).glob("*.parquet"))}
+
+
+def test_each_shard_is_answered_in_its_own_order(checkpoint, data):
+    answers = read(label.main(arguments(checkpoint, data, batch_size=2)))
+    model = SmolDriverForConditionalGeneration.from_pretrained(checkpoint).eval()
+    processor = SmolDriverProcessor.from_pretrained(checkpoint)
+    assert list(answers) == [f"test-{shard:05d}.parquet" for shard in range(4)]
+    for shard, rows in enumerate(answers.values()):
+        assert [row["question"] for row in rows] == [f"Q{i}?" for i in range(shard, shard + 5)]
+        for row in rows:
+            number = int(row["frame_token"][1:])
+            if number == 2:
+                assert row["answer"] is None and "CAM_FRONT" in row["error"]
+                continue
+            cameras = [camera for camera in CAMERAS if not (number == 1 and camera == "CAM_BACK")]
+            images = {camera: str(data / "images" / f"{number}-{camera}.png") for camera in cameras}
+            inputs = processor(images=images, text=row["question"], return_tensors="pt")
+            output = model.generate(**inputs, max_new_tokens=4)[0, inputs["input_ids"].shape[1] :]
+            assert row["error"] is None
+            assert row["answer"] == processor.tokenizer.decode(output, skip_special_tokens=True).strip()
+
+
+def test_what_is_done_is_not_done_again(checkpoint, data, monkeypatch):
+    args = arguments(checkpoint, data)
+    out = label.main(args)
+    whole = read(out)
+    (out / "test-00002.parquet").unlink()
+    done = []
+    work = label.Labeller.label
+    monkeypatch.setattr(label.Labeller, "label", lambda self, shard: (done.append(shard.name), work(self, shard))[1])
+    label.main(args)
+    assert done == ["test-00002.parquet"] and read(out) == whole
+    monkeypatch.setattr(label, "Labeller", None)  # nothing left: not even the model is loaded
+    label.main(args)
+
+
+def test_an_interrupted_shard_leaves_nothing(checkpoint, data, monkeypatch):
+    def interrupted(table, path):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr(label.pq, "write_table", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            label.main(arguments(checkpoint, data))
+    assert read(data.parent / "out") == {}
+    assert len(read(label.main(arguments(checkpoint, data)))) == 4
+
+
+def test_two_processes_share_the_shards(checkpoint, data, monkeypatch):
+    args = arguments(checkpoint, data)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, expected in (("0", [0, 2]), ("1", [0, 1, 2, 3])):
+        monkeypatch.setenv("RANK", rank)
+        assert list(read(label.main(args))) == [f"test-{shard:05d}.parquet" for shard in expected]
+
+
+def test_missing_data_is_a_clear_error(checkpoint, data, tmp_path):
+    with pytest.raises(ValueError, match="no dataset.json"):
+        label.main(arguments(checkpoint, tmp_path / "nothing"))
+    with pytest.raises(ValueError, match="no questions of split 'train'"):
+        label.main(arguments(checkpoint, data, split="train"))
+    pq.write_table(
+        pq.read_table(data / "frames" / "test-00000.parquet").slice(1), data / "frames" / "test-00000.parquet"
+    )
+    with pytest.raises(ValueError, match="has no frame"):
+        label.main(arguments(checkpoint, data))
+
+
+@pytest.mark.slow
+def test_torchrun_and_ray_give_the_same_answers(checkpoint, data):
+    whole = read(label.main(arguments(checkpoint, data)))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = ["-m", "hub_export", "label", str(checkpoint), str(data), "--max_new_tokens", "4"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    subprocess.run(
+        [*torchrun, *command, "--out", str(data.parent / "torchrun")], check=True, cwd=ROOT, env=environment
+    )
+    assert read(data.parent / "torchrun") == whole
+
+    pytest.importorskip("ray")
+    ray = [sys.executable, *command, "--out", str(data.parent / "ray"), "--ray_actors", "2"]
+    subprocess.run(ray, check=True, cwd=ROOT, env={**environment, "PYTHONPATH": str(ROOT)})
+    assert read(data.parent / "ray") == whole
