@@ -55,10 +55,10 @@ def named_images(pairs: list[str], folder: Path | None, cameras: list[str]) -> d
         # Longest name first, and no letter around it: CAM_FRONT must not be found in CAM_FRONT_LEFT.
         names = "|".join(sorted(map(re.escape, cameras), key=len, reverse=True))
         pattern = re.compile(rf"(?<![A-Z])({names})(?!_?[A-Z])")
-        for file in sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES):
-            match = pattern.search(file.name)
+        for picture in sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES):
+            match = pattern.search(picture.name)
             if match:
-                found.append((match.group(1), str(file)))
+                found.append((match.group(1), str(picture)))
     images: dict[str, str] = {}
     for camera, file_name in found:
         if camera not in cameras:
