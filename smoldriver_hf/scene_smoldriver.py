@@ -22,10 +22,15 @@ from typing import Any
 
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-BATCH_SIZE = 16  # rows decoded side by side; a CPU reads the weights once for all of them
+BATCH_SIZE = 32  # rows decoded side by side; a CPU reads the weights once for all of them
 NEW_TOKENS = 20  # where nothing says how long an answer may be, as in `generate`
-ATTENTION = ("sdpa", "eager")  # implementations that take the mask of rows of different lengths
+PROMPT_TOKENS = 2048  # of all prompts that are read at once, padding included
+CACHE_COLUMNS = 8192  # of all rows; beyond it, very long questions get fewer rows
+ATTENTION = "smoldriver_scene"
 
 # Fast tokenizers fail with "Already borrowed" when a thread changes their padding while another one encodes.
 _TOKENIZING = threading.Lock()
@@ -48,6 +53,63 @@ class SceneAnswer:
     error: Exception | None = None
 
 
+class _Running(threading.local):
+    """What this thread's call of the language model reads; None for calls that belong to no scene."""
+
+    rows: "_Rows | None" = None
+
+
+_RUNNING = _Running()
+
+
+def scene_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """SDPA, which within a scene also attends to the prefix, kept once for all rows.
+
+    The queries of all rows meet the prefix in one matrix product, so it is neither copied nor read once per row.
+
+    Args:
+        query: (rows, heads, tokens, head_dim).
+        key, value: (rows, key heads, columns, head_dim), in a scene without the prefix.
+        attention_mask: in a scene, (rows or 1, 1, tokens, columns), added to the scores of `key`.
+
+    Returns:
+        (rows, tokens, heads, head_dim) and None.
+    """
+    rows = _RUNNING.rows
+    if rows is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    assert attention_mask is not None  # `_Rows` always gives one
+    prefix_key, prefix_value = rows.scene.prefix_cache[module.layer_idx]  # (1, key heads, prefix, head_dim)
+    prefix, groups, width = prefix_key.shape[2], key.shape[1], query.shape[3]
+    if len(query) == 1:  # one row: nothing to share
+        key, value = torch.cat([prefix_key, key], dim=2), torch.cat([prefix_value, value], dim=2)
+        mask = torch.nn.functional.pad(attention_mask, (prefix, 0))
+        return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **kwargs)
+
+    batch, heads, tokens, _ = query.shape
+    query = query * (width**-0.5 if scaling is None else scaling)
+    query = query.reshape(batch, groups, -1, width)  # heads that share a key head are neighbours
+    shared = query.transpose(0, 1).reshape(groups, -1, width) @ prefix_key[0].transpose(1, 2)
+    shared = shared.view(groups, batch, -1, prefix).transpose(0, 1)  # (rows, key heads, heads of one · tokens, prefix)
+    own = (query @ key.transpose(2, 3)).unflatten(2, (-1, tokens)) + attention_mask[:, :, None]
+    weights = torch.cat([shared, own.flatten(2, 3)], dim=-1).softmax(-1)
+    context = weights[..., :prefix].transpose(0, 1).reshape(groups, -1, prefix) @ prefix_value[0]
+    context = context.view(groups, batch, -1, width).transpose(0, 1) + weights[..., prefix:] @ value
+    return context.reshape(batch, heads, tokens, width).transpose(1, 2).contiguous(), None
+
+
+ALL_ATTENTION_FUNCTIONS.register(ATTENTION, scene_attention)
+ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+
+
 class _Window:
     """Which rows and columns of the row cache the next call of the language model writes and reads."""
 
@@ -58,20 +120,18 @@ class _Window:
 
 
 class _RowLayer(CacheLayerMixin):
-    """Keys and values of one layer, (rows, heads, columns, head_dim), allocated once and written in place.
+    """One layer's keys and values behind the prefix, (rows, heads, columns, head_dim), written in place.
 
-    Every row starts with the same prefix. A row's tokens follow without gaps, so rows may have any lengths.
+    A row's tokens stand without gaps from column 0 on, so rows may have any lengths.
     """
 
     def __init__(self, prefix: tuple[torch.Tensor, torch.Tensor], rows: int, columns: int, window: _Window):
         super().__init__()
         self.window = window
-        keys, values = prefix  # (1, heads, prefix, head_dim)
         # Zeros: shorter rows hide the columns of longer ones by adding to scores, which does not hide a NaN.
-        self.keys = keys.new_zeros(rows, keys.shape[1], columns, keys.shape[3])
-        self.values = values.new_zeros(rows, values.shape[1], columns, values.shape[3])
-        self.keys[:, :, : keys.shape[2]] = keys
-        self.values[:, :, : values.shape[2]] = values
+        self.keys, self.values = (
+            states.new_zeros(rows, states.shape[1], columns, states.shape[3]) for states in prefix
+        )
         self.is_initialized = True
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
@@ -99,32 +159,36 @@ class _RowLayer(CacheLayerMixin):
 
 
 class _Rows:
-    """Rows of the language model that continue one prefix: fill one with a prompt, advance all, drop one."""
+    """Rows of the language model that continue one prefix: fill some with prompts, advance all, copy one."""
 
-    def __init__(self, scene: "SmolDriverScene", rows: int, new_columns: int):
+    def __init__(self, scene: "SmolDriverScene", rows: int, columns: int):
         self.scene = scene
-        self.start = scene.prefix_length
         self.window = _Window()
-        columns = self.start + new_columns
         self.cache = Cache(layers=[_RowLayer(layer, rows, columns, self.window) for layer in scene.prefix_cache])
 
-    def _run(self, ids: torch.Tensor, positions: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
-        """Hidden states (rows, tokens, hidden) of `ids` (rows, tokens); `visible` says who sees which column."""
+    def _run(self, ids: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        """Hidden states (rows, tokens, hidden) of `ids` (rows, tokens) in `columns` (rows or 1, tokens)."""
         model = self.scene.model
         dtype = model.get_input_embeddings().weight.dtype  # the tower's may differ
-        mask = torch.zeros(visible.shape, dtype=dtype, device=model.device)
-        mask.masked_fill_(~visible, torch.finfo(dtype).min)
-        return model.model.language_model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-            return_dict=True,
-        ).last_hidden_state
+        hidden = (
+            torch.arange(self.window.length, device=ids.device) > columns[..., None]
+        )  # (rows or 1, tokens, columns)
+        mask = torch.zeros(hidden.shape, dtype=dtype, device=ids.device).masked_fill_(hidden, torch.finfo(dtype).min)
+        _RUNNING.rows = self
+        try:
+            return model.model.language_model(
+                input_ids=ids,
+                attention_mask=mask[:, None],
+                position_ids=(columns + self.scene.prefix_length).expand(len(ids), -1),
+                past_key_values=self.cache,
+                use_cache=True,
+                return_dict=True,
+            ).last_hidden_state
+        finally:
+            _RUNNING.rows = None
 
-    def fill(self, first: int, suffixes: Sequence[Sequence[int]], start: int | None = None) -> torch.Tensor:
-        """Read token ids into the rows from `first` on, behind the prefix or from column `start` on.
+    def fill(self, first: int, prompts: Sequence[Sequence[int]], start: int = 0) -> torch.Tensor:
+        """Read token ids into the rows from `first` on, from column `start` on.
 
         Shorter ones are padded on the right: no token sees what follows it, and the columns are written again later.
 
@@ -132,31 +196,27 @@ class _Rows:
             hidden states (rows, longest, hidden); those of padding mean nothing.
         """
         device = self.scene.model.device
-        start = self.start if start is None else start
-        longest = max(map(len, suffixes))
-        ids = torch.tensor([[*suffix, *[0] * (longest - len(suffix))] for suffix in suffixes], device=device)
-        self.window.rows = slice(first, first + len(suffixes))
-        self.window.length = start + longest
+        longest = max(map(len, prompts))
+        ids = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts], device=device)
+        self.window.rows = slice(first, first + len(prompts))
         self.window.columns = slice(start, start + longest)
-        positions = torch.arange(start, start + longest, device=device)[None]  # (1, longest)
-        visible = torch.arange(start + longest, device=device) <= positions[..., None]  # (1, longest, columns)
-        return self._run(ids, positions.expand(len(suffixes), -1), visible[:, None])
+        self.window.length = start + longest
+        return self._run(ids, torch.arange(start, start + longest, device=device)[None])
 
     def advance(self, tokens: Sequence[int], lengths: Sequence[int]) -> torch.Tensor:
         """One more token in each of the first rows; `lengths` are the columns in use. Returns (rows, hidden)."""
         device = self.scene.model.device
         columns = torch.tensor(lengths, device=device)
         self.window.rows = slice(0, len(tokens))
-        self.window.length = max(lengths) + 1
         self.window.columns = (torch.arange(len(tokens), device=device), columns)
-        visible = torch.arange(self.window.length, device=device) <= columns[:, None]  # (rows, columns)
-        return self._run(torch.tensor(tokens, device=device)[:, None], columns[:, None], visible[:, None, None])[:, 0]
+        self.window.length = max(lengths) + 1
+        return self._run(torch.tensor(tokens, device=device)[:, None], columns[:, None])[:, 0]
 
     def copy(self, source: int, target: slice | int, length: int) -> None:
-        """Give `target` what row `source` has behind the prefix, up to column `length`."""
+        """Give `target` the first `length` columns of row `source`."""
         for layer in self.cache.layers:
             for states in (layer.keys, layer.values):
-                states[target, :, self.start : length] = states[source, :, self.start : length]
+                states[target, :, :length] = states[source, :, :length]
 
 
 class SmolDriverScene:
@@ -185,11 +245,13 @@ class SmolDriverScene:
         """See `SmolDriverForConditionalGeneration.encode_scene`; `previous` is the scene that `images` update."""
         if not isinstance(images, Mapping):
             raise ValueError(f"images must be a dict {{camera: image}}; got {type(images).__name__}")
-        attention = model.model.language_model.config._attn_implementation
-        if attention not in ATTENTION:
+        text_config = model.model.language_model.config
+        if text_config._attn_implementation not in ("sdpa", ATTENTION):
             raise ValueError(
-                f"a scene needs attn_implementation {' or '.join(ATTENTION)} in the language model; got {attention!r}"
+                "a scene needs attn_implementation 'sdpa' in the language model; "
+                f"got {text_config._attn_implementation!r}"
             )
+        text_config._attn_implementation = ATTENTION  # which is SDPA for all other calls
         self.model = model
         self.processor = processor
         self.num_queries = processor.num_queries if num_queries is None else num_queries
@@ -286,8 +348,9 @@ class SmolDriverScene:
             return
         # Neighbours in length are read together, so little is padded.
         waiting = deque(sorted(range(len(suffixes)), key=lambda index: -len(suffixes[index])))
-        batch_size = min(batch_size, len(suffixes))
-        rows = _Rows(self, batch_size, max(map(len, suffixes)) + limit)
+        columns = len(suffixes[waiting[0]]) + limit
+        batch_size = min(batch_size, len(suffixes), max(1, CACHE_COLUMNS // columns))
+        rows = _Rows(self, batch_size, columns)
         prompts: list[int] = []  # of each row in use; these come first
         answers: list[list[int]] = []
         lengths: list[int] = []  # columns in use
@@ -295,14 +358,15 @@ class SmolDriverScene:
             free = batch_size - len(prompts)
             # A call costs the weights once however few rows it fills: wait until a quarter of the rows is free.
             if waiting and (not prompts or free >= max(1, batch_size // 4)):
-                new = [waiting.popleft() for _ in range(min(free, len(waiting)))]
+                at_once = max(1, PROMPT_TOKENS // len(suffixes[waiting[0]]))
+                new = [waiting.popleft() for _ in range(min(free, len(waiting), at_once))]
                 changed = range(len(prompts), len(prompts) + len(new))
                 hidden = rows.fill(len(prompts), [suffixes[index] for index in new])
                 last = torch.tensor([len(suffixes[index]) - 1 for index in new], device=hidden.device)
                 hidden = hidden[torch.arange(len(new), device=hidden.device), last]  # (new rows, hidden)
                 prompts += new
                 answers += [[] for _ in new]
-                lengths += [self.prefix_length + len(suffixes[index]) for index in new]
+                lengths += [len(suffixes[index]) for index in new]
             else:
                 changed = range(len(prompts))
                 hidden = rows.advance([answer[-1] for answer in answers], lengths)
@@ -394,8 +458,8 @@ class SmolDriverScene:
         suffix = self._suffix(question)
         with _TOKENIZING:
             tokens = [self.processor.tokenizer(choice, add_special_tokens=False)["input_ids"] for choice in choices]
-        start = self.prefix_length + len(suffix)
-        rows = _Rows(self, min(batch_size, len(tokens)), len(suffix) + max(map(len, tokens)))
+        start = len(suffix)
+        rows = _Rows(self, min(batch_size, len(tokens)), start + max(map(len, tokens)))
         first = self._log_probabilities(rows.fill(0, [suffix])[:, -1])[0]  # (vocab,)
         rows.copy(0, slice(1, None), start)
         scores = [float(first[choice[0]]) for choice in tokens]
