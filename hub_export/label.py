@@ -8,9 +8,9 @@
 
 The data set is what `training.prepare` writes (`dataset.json`, `frames/` and `questions/` as Parquet). Each input
 shard `questions/SPLIT-….parquet` becomes one output shard of the same name, which appears complete or not at all;
-shards that are there are not done again, so an interrupted run is started again by the same command. A frame is encoded
-once for all of its questions. A question that cannot be answered has an `error` and no `answer`; the others are not
-affected. Ray Data needs `pip install "ray[data]"`.
+shards that are there are not done again, so an interrupted run is started again by the same command. A frame is
+encoded once for all of its questions. A question that cannot be answered has an `error` and no `answer`; the others
+are not affected. Ray Data needs `pip install "ray[data]"`.
 """
 
 import json

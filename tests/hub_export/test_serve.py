@@ -1,0 +1,141 @@
+import base64
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from importlib.metadata import PathDistribution
+from pathlib import Path
+
+import pytest
+from exported import save_checkpoint
+from tiny import CAMERAS, scene
+
+from hub_export.serve import ServeArguments, main, plugin_folder, vllm_command, with_cameras
+from smoldriver_hf import SmolDriverForConditionalGeneration, SmolDriverProcessor
+
+ROOT = Path(__file__).resolve().parents[2]
+QUESTION = "Is there a car behind the ego car?"
+
+
+def data_url(image):
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def message(images, named=True):
+    parts = [
+        {"type": "image_url", "image_url": {"url": data_url(image)}, **({"camera": camera} if named else {})}
+        for camera, image in images.items()
+    ]
+    return {"role": "user", "content": [*parts, {"type": "text", "text": QUESTION}]}
+
+
+def ask(port, model, images, named=True, **options):
+    body = {"model": model, "messages": [message(images, named)], "max_tokens": 6, "temperature": 0, **options}
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=300) as response:
+        return json.load(response)["choices"][0]["message"]["content"]
+
+
+def wait_for(port, process, path="health"):
+    while process.poll() is None:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=5)
+            return
+        except OSError:
+            time.sleep(0.5)
+    raise RuntimeError(f"the server ended with {process.returncode}")
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def expected(folder, images, num_queries=None):
+    """What `generate` answers, with the images in the order of the prompt."""
+    model = SmolDriverForConditionalGeneration.from_pretrained(folder).eval()
+    processor = SmolDriverProcessor.from_pretrained(folder)
+    prompt = processor.prompt(QUESTION, list(images))
+    budget = {} if num_queries is None else {"num_queries": num_queries}
+    inputs = processor(images=list(images.values()), text=prompt, return_tensors="pt", **budget)
+    output = model.generate(**inputs, max_new_tokens=6, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    return processor.decode(output, skip_special_tokens=True)
+
+
+def scenes():
+    """Requests that a cache by content, or a guess by position, would answer wrongly."""
+    whole = scene(3)
+    one = next(iter(whole.values()))
+    return {
+        "whole": whole,
+        "reordered": dict(reversed(whole.items())),
+        "swapped": {**whole, "CAM_FRONT": whole["CAM_BACK"], "CAM_BACK": whole["CAM_FRONT"]},
+        "partly cached": {**whole, "CAM_BACK": scene(4)["CAM_BACK"]},
+        "identical": dict.fromkeys(CAMERAS, one),
+        "two cameras": {camera: whole[camera] for camera in ("CAM_BACK", "CAM_FRONT_LEFT")},
+    }
+
+
+@pytest.mark.slow
+def test_transformers_own_server_answers_as_generate_does(tmp_path):
+    pytest.importorskip("openai")
+    folder = str(save_checkpoint(tmp_path / "smoldriver"))
+    port = free_port()
+    command = [sys.executable, "-m", "hub_export", "serve", "transformers", folder, "--port", str(port)]
+    server = subprocess.Popen([*command, "--device", "cpu"], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    try:
+        wait_for(port, server)
+        for name, images in scenes().items():
+            assert ask(port, folder, images) == expected(folder, images), name
+        assert ask(port, folder, scene(3), named=False) == expected(folder, scene(3))
+        budget = {"chat_template_kwargs": {"processor_kwargs": {"num_queries": 2}}}
+        assert ask(port, folder, scene(3), **budget) == expected(folder, scene(3), num_queries=2)
+    finally:
+        server.terminate()
+        server.wait(timeout=60)
+
+
+def test_cameras_survive_the_servers_parsing():
+    images = {"CAM_BACK": scene()["CAM_BACK"], "CAM_FRONT": scene()["CAM_FRONT"]}
+    asked = [{"role": "system", "content": "Be brief."}, message(images)]
+    parsed = [
+        {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
+        {"role": "user", "content": [{"type": "image"}, {"type": "image"}, {"type": "text", "text": QUESTION}]},
+    ]
+    content = with_cameras(asked, parsed)[1]["content"]
+    assert [part.get("camera") for part in content] == ["CAM_BACK", "CAM_FRONT", None]
+    assert "camera" not in with_cameras([message(images, named=False)], [{"content": [{"type": "image"}] * 2}])[0]
+
+
+def test_the_plugin_is_found_as_an_entry_point(tmp_path):
+    folder = plugin_folder(tmp_path)
+    (entry,) = PathDistribution(folder / "smoldriver_vllm-0.1.0.dist-info").entry_points
+    assert (entry.group, entry.value) == ("vllm.general_plugins", "vllm_plugin:register")
+    assert (folder / "vllm_plugin.py").is_file()
+
+
+def test_vllm_is_told_the_budget_and_the_number_of_cameras(tmp_path):
+    folder = str(save_checkpoint(tmp_path / "smoldriver"))
+    command = vllm_command(ServeArguments("vllm", folder, num_queries=2))
+    assert command[command.index("--limit-mm-per-prompt") + 1] == '{"image": 6}'
+    assert command[command.index("--mm-processor-kwargs") + 1] == '{"num_queries": 2}'
+    assert command[command.index("--hf-overrides") + 1] == '{"num_queries": 2}'
+
+
+def test_unknown_engines_and_missing_ones_are_clear_errors(tmp_path):
+    with pytest.raises(ValueError, match="one of"):
+        main(ServeArguments("tgi", str(tmp_path)))
+    empty = tmp_path / "python"
+    empty.write_text("#!/bin/sh\nexit 1\n")
+    empty.chmod(0o755)
+    with pytest.raises(ValueError, match="has no vLLM"):
+        main(ServeArguments("vllm", str(tmp_path), python=str(empty)))
