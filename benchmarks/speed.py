@@ -43,6 +43,7 @@ from benchmarks.speed_measures import (
 from benchmarks.speed_report import NO_TILES, TILES, write_plots, write_table
 from smoldriver_hf import CAMERAS
 from smoldriver_hf.loading_smoldriver import PRECISIONS, load, set_precision
+from smoldriver_hf.scene_smoldriver import BATCH_SIZE
 
 SECTIONS = ("flops", "variants", "precision", "memory", "growth")
 BUDGETS = (1, 4, 16, 64)
@@ -69,7 +70,7 @@ class SpeedArguments:
     threads: int = 2
     rounds: int = 3
     new_tokens: int = 16
-    batch_size: int = 16
+    batch_size: int = BATCH_SIZE
     checkpoint: str | None = None
 
 
@@ -272,7 +273,8 @@ class Speed:
         own = text_flops(scale, length, count)
         own += (self.args.new_tokens - 1) * text_flops(scale, 1, count + length)
         config = parts.text_config(scale)
-        states = 2 * config.num_hidden_layers * config.num_key_value_heads * config.hidden_size
+        heads = config.num_key_value_heads / config.num_attention_heads
+        state = int(2 * config.num_hidden_layers * heads * config.hidden_size) * self.dtype.itemsize  # of one token
         return {
             "visual_tokens": 6 * budget,
             "vision": vision,
@@ -281,7 +283,8 @@ class Speed:
             "per_question": (vision + prefill) / 91 + own,  # at 91 questions a scene
             "step": text_flops(scale, 1, count + length),
             "weight_bytes": self._text_bytes(scale),
-            "row_bytes": states // config.num_attention_heads * (count + length) * self.dtype.itemsize,
+            "prefix_bytes": count * state,  # read once for all rows
+            "row_bytes": length * state,
         }
 
     def _text_bytes(self, scale: parts.Scale) -> int:

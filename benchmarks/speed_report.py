@@ -42,7 +42,7 @@ def limits(results: dict[str, Any]) -> dict[str, dict[str, float]]:
         seconds, cost = summary(samples), results["flops"][name]
 
         def step(rows: int, cost: dict[str, float] = cost) -> float:
-            moved = cost["weight_bytes"] + rows * cost["row_bytes"]
+            moved = cost["weight_bytes"] + cost["prefix_bytes"] + rows * cost["row_bytes"]
             return rows * cost["step"] / rates["flops"] + moved / rates["bandwidth"]
 
         fractions[name] = {

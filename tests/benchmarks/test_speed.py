@@ -99,7 +99,7 @@ def test_flops_are_two_per_weight_and_token():
 
 def test_limits_and_ratios():
     """A machine of 1 GFLOP/s and 1 GB/s, and seconds that are twice what it allows."""
-    cost = {"vision": 3e9, "prefill": 1e9, "step": 1e9, "weight_bytes": 1e9, "row_bytes": 5e8}
+    cost = {"vision": 3e9, "prefill": 1e9, "step": 1e9, "weight_bytes": 5e8, "prefix_bytes": 5e8, "row_bytes": 5e8}
     ours = {"vision": [6.0], "prefill": [2.0], "step": [5.0], "batch_step": [8.0 + 2.0], "preprocess": [0.5]}
     ours |= {"first_token": [10.0], "questions_91": [20.0], "no_reuse_91": [160.0]}
     theirs = {"first_token": [100.0], "questions_91": [2000.0], "preprocess": [5.0]}
