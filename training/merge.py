@@ -1,0 +1,63 @@
+"""An adapter folded into the checkpoint that it was trained on.
+
+    python -m training.merge --checkpoint outputs/offline/heal/final --adapter outputs/offline/adapt/adapter \\
+        --output_dir outputs/offline/merged
+
+The base weights are read unquantised, also after QLoRA: the sum is rounded once, to the type of the result.
+"""
+
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import peft
+import torch
+import transformers
+from peft import PeftModel
+from transformers import AutoModelForImageTextToText, AutoProcessor, HfArgumentParser
+
+import smoldriver_hf  # noqa: F401  registers the architecture
+from training.assemble import save_whole
+
+
+@dataclass
+class MergeArguments:
+    checkpoint: str = field(metadata={"help": "What the adapter was trained on: folder or Hub id."})
+    adapter: str = field(metadata={"help": "Folder of the adapter."})
+    output_dir: str = field(metadata={"help": "Folder for the merged checkpoint; must not hold one yet."})
+    dtype: str = field(default="bfloat16", metadata={"help": "bfloat16 or float32, of the saved weights."})
+
+
+def merged(checkpoint: str, adapter: str | Path, dtype: torch.dtype) -> torch.nn.Module:
+    """Base plus adapter, added in float32 and rounded once to `dtype`; parts trained in full replace the base's."""
+    base = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, adapter)
+    return model.merge_and_unload(safe_merge=True).to(dtype)
+
+
+def main(args: MergeArguments) -> Path:
+    """Merge and save; returns the folder.
+
+    Raises:
+        ValueError: unknown dtype, no adapter there, weights that are not numbers, or a checkpoint in the way.
+    """
+    if args.dtype not in ("bfloat16", "float32"):
+        raise ValueError(f"dtype must be bfloat16 or float32; got {args.dtype!r}")
+    if not (Path(args.adapter) / "adapter_config.json").is_file():
+        raise ValueError(f"{args.adapter} holds no adapter (no adapter_config.json)")
+    if (Path(args.output_dir) / "config.json").exists():
+        raise ValueError(f"{args.output_dir} already holds a checkpoint; name another folder or remove it")
+    model = merged(args.checkpoint, args.adapter, getattr(torch, args.dtype))
+    notes = {
+        "command": "python -m training.merge " + " ".join(sys.argv[1:]),
+        "arguments": asdict(args),
+        "versions": {module.__name__: module.__version__ for module in (torch, transformers, peft)},
+    }
+    processor = AutoProcessor.from_pretrained(args.adapter)
+    folder = save_whole(args.output_dir, model, processor, notes={"merge": notes})
+    print(f"{folder}: {args.checkpoint} with {args.adapter}, in {args.dtype}")
+    return folder
+
+
+if __name__ == "__main__":
+    main(HfArgumentParser(MergeArguments).parse_args_into_dataclasses()[0])
