@@ -301,7 +301,7 @@ def absent_object_questions(rows: Sequence[Row]) -> list[Row]:
     """
     present = _classes_by_camera(rows)
     everywhere = set().union(*present.values()) if present else set()
-    questions = []
+    questions: list[Row] = []
     for row in rows:
         listing = _LISTING.fullmatch(row["question"])
         if not listing:

@@ -105,7 +105,7 @@ def _lens_dirt(pixels: Pixels, severity: int, rng: np.random.Generator) -> Pixel
     blobs = ndimage.gaussian_filter(rng.standard_normal(shape, dtype=np.float32), FIELD_WIDTH / 40)
     covered = np.quantile(blobs, 1 - _DIRT[severity - 1])
     soft = 0.25 * blobs.std()
-    opacity = (((blobs - covered) / soft + 0.5).clip(0, 1) * 0.9).astype(np.float32)
+    opacity: Pixels = (((blobs - covered) / soft + 0.5).clip(0, 1) * 0.9).astype(np.float32)
     opacity = _enlarged(opacity, pixels)[..., None]
     return pixels * (1 - opacity) + _DIRT_COLOUR * opacity
 
