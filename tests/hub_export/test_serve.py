@@ -2,6 +2,7 @@ import base64
 import io
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -139,3 +140,25 @@ def test_unknown_engines_and_missing_ones_are_clear_errors(tmp_path):
     empty.chmod(0o755)
     with pytest.raises(ValueError, match="has no vLLM"):
         main(ServeArguments("vllm", str(tmp_path), python=str(empty)))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("SMOLDRIVER_VLLM_PYTHON" not in os.environ, reason="needs an environment with vLLM")
+@pytest.mark.parametrize("num_queries", [None, 2])
+def test_vllm_answers_as_generate_does_in_any_order_and_out_of_its_cache(tmp_path, num_queries):
+    folder = str(save_checkpoint(tmp_path / "smoldriver"))
+    port = free_port()
+    command = [sys.executable, "-m", "hub_export", "serve", "vllm", folder, "--port", str(port), "--dtype", "float32"]
+    command += ["--python", os.environ["SMOLDRIVER_VLLM_PYTHON"]]
+    command += [] if num_queries is None else ["--num_queries", str(num_queries)]
+    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"}
+    server = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
+    try:
+        wait_for(port, server)
+        for _ in range(2):  # the second time everything is in the cache
+            for name, images in scenes().items():
+                assert ask(port, folder, images) == expected(folder, images, num_queries), name
+        assert ask(port, folder, scene(3), named=False) == expected(folder, scene(3), num_queries)
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(timeout=60)
