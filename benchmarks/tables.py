@@ -3,7 +3,8 @@
     python -m benchmarks.tables            # rewrite the generated parts of README.md
     python -m benchmarks.tables --check    # fail if they are not what the files say
 
-A generated part stands between `<!-- NAME -->` and `<!-- end NAME -->`; each comes from one file in benchmarks/results.
+A generated part stands between `<!-- NAME -->` and `<!-- end NAME -->`; each comes from one file in
+benchmarks/results.
 """
 
 import json
@@ -65,7 +66,8 @@ def filled(text: str) -> str:
         if not pattern.search(text):
             raise ValueError(f"README.md has no part <!-- {name} --> … <!-- end {name} -->")
         content = render(json.loads(file.read_text()))
-        text = pattern.sub(lambda match, content=content: f"{match[1]}\n{content}\n\n{match[2]}", text)
+        start, end = pattern.search(text).span()  # type: ignore[union-attr]  # found just above
+        text = f"{text[:start]}<!-- {name} -->\n\n{content}\n\n<!-- end {name} -->{text[end:]}"
     return text
 
 

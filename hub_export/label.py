@@ -96,8 +96,8 @@ class Labeller:
         """Answer one input shard; returns the output shard."""
         rows = pq.read_table(shard, columns=["question_id", *KEYS, "question"]).to_pylist()
         places = sorted(range(len(rows)), key=lambda place: tuple(rows[place][name] for name in KEYS))
-        for key, group in groupby(places, key=lambda place: tuple(rows[place][name] for name in KEYS)):
-            group = list(group)
+        for key, same_frame in groupby(places, key=lambda place: tuple(rows[place][name] for name in KEYS)):
+            group = list(same_frame)
             if key not in self.frames:
                 raise ValueError(f"{shard.name}: question {rows[group[0]]['question_id']} has no frame {key}")
             answers = self.answer_frame(key, [rows[place]["question"] for place in group])

@@ -44,7 +44,7 @@ def cameras_of(prompt: Sequence[int], tokenizer: Any, processor: Any) -> list[st
         return list(processor.cameras[: len(labels)])
     if None in labels or len(set(labels)) != len(labels):
         raise ValueError(f"each image needs a camera of its own; the prompt names {labels}")
-    return labels
+    return [str(label) for label in labels]
 
 
 def without_option(options: Mapping[str, object]) -> dict[str, object]:
@@ -86,7 +86,7 @@ class SmolDriverMultiModalProcessor(MultiModalProcessor):
         return super()._apply_hf_processor(inputs, timing_ctx)
 
     def _get_hf_mm_inputs(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
-        cameras = hf_kwargs.get(OPTION)
+        cameras: Any = hf_kwargs.get(OPTION)
         hf_inputs = super()._get_hf_mm_inputs(mm_items, without_option(hf_kwargs))
         if cameras and hf_inputs.hf_data.get("images"):
             token = self.info.get_hf_processor().image_token

@@ -1,19 +1,38 @@
 """Tiny checkpoints, generated worlds and exported folders for the tests of hub_export."""
 
 import json
+import string
 from pathlib import Path
 
-from tiny import CAMERAS, picture, tiny_model, tiny_processor, tiny_text_config
+from tiny import CAMERAS, picture, tiny_model, tiny_processor, tiny_text_config, tiny_vision_config
 
 from hub_export.build import BuildArguments, write_repository
 from hub_export.check import STAMP, folder_hashes
+from smoldriver_hf import SmolDriverProjectorConfig
 
 
 def save_checkpoint(folder: Path, seed: int = 0) -> Path:
-    """A checkpoint whose widths bitsandbytes can quantise (multiples of 64)."""
-    model = tiny_model(seed, text_config=tiny_text_config(hidden_size=64, intermediate_size=128))
+    """A checkpoint whose answers differ with every image, camera and question, so that equal answers mean something.
+
+    Weights drawn as usual give nearly the same logits for any input, and the same token again and again. Here they are
+    large. Widths are multiples of 64, which bitsandbytes can quantise, and heads 32 wide, which vLLM has kernels for.
+    """
+    text_config = tiny_text_config(
+        hidden_size=64, intermediate_size=128, initializer_range=0.3, tie_word_embeddings=False
+    )
+    projector_config = SmolDriverProjectorConfig(
+        hidden_size=32, num_attention_heads=2, intermediate_size=64, initializer_range=1.0
+    )
+    vision_config = tiny_vision_config(initializer_range=0.3)
+    model = tiny_model(seed, text_config=text_config, projector_config=projector_config, vision_config=vision_config)
+    for qformer in model.model.multi_modal_projector.qformers.values():
+        qformer.v_proj.weight.data *= 8
+    processor = tiny_processor(model.config)
+    readable = set(processor.tokenizer.convert_tokens_to_ids(list(string.ascii_letters + string.digits)))
+    for token in set(range(model.lm_head.weight.shape[0])) - readable:
+        model.lm_head.weight.data[token] = 0  # some readable byte is always more likely: no answer is cut or garbled
     model.save_pretrained(folder)
-    tiny_processor(model.config).save_pretrained(folder)
+    processor.save_pretrained(folder)
     return folder
 
 

@@ -153,16 +153,16 @@ def assemble(args: AssembleArguments) -> tuple[SmolDriverForConditionalGeneratio
     text = args.text or (str(fetch_smollm2_135m()) if args.offline and not args.smolvlm else None)
     if not args.smolvlm and not (vision and text):
         raise ValueError("name the parts: --vision and --text, or --smolvlm, or --offline")
+    vision = vision or str(args.smolvlm)  # without another one SmolVLM keeps its own tower
 
     if args.smolvlm:
         source = load_strictly(AutoModelForImageTextToText, args.smolvlm)
         tokenizer = AutoTokenizer.from_pretrained(args.smolvlm)
         image_token_id = with_image_token(tokenizer, source)
         text_config, smolvlm_config = source.config.text_config, source.config
-        vision = vision or args.smolvlm
     else:
-        source = load_strictly(AutoModelForCausalLM, text)
-        tokenizer = AutoTokenizer.from_pretrained(text)
+        source = load_strictly(AutoModelForCausalLM, str(text))
+        tokenizer = AutoTokenizer.from_pretrained(str(text))
         image_token_id = with_image_token(tokenizer, source)
         text_config, smolvlm_config = source.config, None
     if source.get_output_embeddings().bias is not None:
@@ -197,7 +197,7 @@ def assemble(args: AssembleArguments) -> tuple[SmolDriverForConditionalGeneratio
     set_seed(args.seed)
     model = SmolDriverForConditionalGeneration(config)
     if args.smolvlm:
-        drop = () if vision == args.smolvlm else ("model.vision_model.",)
+        drop: tuple[str, ...] = () if vision == args.smolvlm else ("model.vision_model.",)
         drop += () if args.connector == "pixel_shuffle" else ("model.connector.modality_projection.",)
         weights = map_smolvlm(source.state_dict(), drop)
     else:

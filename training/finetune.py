@@ -29,6 +29,7 @@ import trl
 from accelerate import DistributedType
 from datasets import Dataset
 from transformers import AutoConfig, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import SFTConfig, TrlParser
 
@@ -207,6 +208,7 @@ def finish(trainer: SceneTrainer, processor: Any, args: FinetuneArguments, split
         shutil.rmtree(output_dir / "adapter", ignore_errors=True)  # of a run that was killed between here and the end
         save_whole(output_dir / "adapter", WithWeights(model, weights), processor, notes={"finetune": notes})
         if args.merge:
+            unset_hf_deepspeed_config()  # or the base would be sharded as it is read
             model = merged(args.checkpoint, output_dir / "adapter", dtype)
             save_whole(output_dir / "final", model, processor, notes={"finetune": notes})
     else:

@@ -112,7 +112,7 @@ def answers(
     scenes = defaultdict(list)
     for index in questions:
         scenes[json.dumps(images[index], sort_keys=True)].append(index)
-    found = {}
+    found: dict[int, str] = {}
     for number, (scene, indices) in enumerate(scenes.items(), 1):
         print(f"asking about scene {number} of {len(scenes)}: {len(indices)} questions", flush=True)
         given = ask(checkpoint, json.loads(scene), [questions[index] for index in indices], budget)

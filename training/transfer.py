@@ -86,9 +86,10 @@ class Targets:
 
     def raw(self, features: torch.Tensor) -> torch.Tensor:
         """(images, places, width) → (images, queries, width)."""
-        if self.side is not None:
-            return resampled(features.float(), self.grid, self.side)
-        return self.weights.to(features.device) @ features.float()
+        if self.weights is not None:
+            return self.weights.to(features.device) @ features.float()
+        assert self.side is not None
+        return resampled(features.float(), self.grid, self.side)
 
     def __call__(self, features: torch.Tensor) -> torch.Tensor:
         target = self.raw(features)

@@ -12,9 +12,9 @@ METRICS = {
     "split": "test",
     "split_hash": "abc123",
     "seed": 4,
-    "command": "python -m training.evaluate --model /home/anna/run",
+    "command": "python -m training.evaluate --model /Users/anna/run",
     "versions": {"torch": "2.13.0", "sacrebleu": "2.6.0"},
-    "model": "/home/anna/run",
+    "model": "/Users/anna/run",
     "results": {
         "accuracy": {"value": 0.8125, "low": 0.75, "high": 0.875, "n": 160},
         "counts": {"exact": 0.5, "mean_absolute_error": 1.25},

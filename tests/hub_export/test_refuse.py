@@ -45,7 +45,7 @@ def test_lets_an_ordinary_repository_pass(tmp_path):
     put(tmp_path, "other_x.py", "import os.path\nfrom dataclasses import dataclass\n")
     put(tmp_path, "demo/app.py", "import gradio as gr\n")
     put(tmp_path, "demo/examples/0/CAM_FRONT.jpg", jpeg())
-    put(tmp_path, "tokenizer.json", json.dumps({"model": {"vocab": {"/home/user": 1, "/usr/bin": 2}}}))
+    put(tmp_path, "tokenizer.json", json.dumps({"model": {"vocab": {"/Users/user": 1, "/usr/bin": 2}}}))
     put(tmp_path, "README.md", "Half of it and/or the rest; see [LICENSE](LICENSE), 3/4 of </p>.")
     put(tmp_path, ".hub_export/secret.json", "hf_" + "a" * 34)  # not published
     refuse(tmp_path)
@@ -68,8 +68,8 @@ def test_refuses_pickles_and_archives_under_other_names(tmp_path, content):
 @pytest.mark.parametrize(
     "name, text",
     [
-        ("config.json", '{"_name_or_path": "/root/.cache/part"}'),
-        ("metrics.json", '{"command": "evaluate --model /home/anna/run"}'),
+        ("config.json", '{"_name_or_path": "/Users/anna/.cache/part"}'),
+        ("metrics.json", '{"command": "evaluate --model /Users/anna/run"}'),
         ("notes.json", '{"where": "/somewhere/unusual"}'),
         ("README.md", "made in /tmp/run"),
         ("code_x.py", 'DATA = "C:\\\\Users\\\\anna"\n'),
@@ -155,14 +155,14 @@ def test_refuses_links(tmp_path):
 
 def test_lists_every_problem_at_once(tmp_path):
     put(tmp_path, "a.pt", b"")
-    put(tmp_path, "b.json", '"/home/anna/run"')
+    put(tmp_path, "b.json", '"/Users/anna/run"')
     with pytest.raises(ValueError, match="(?s)a.pt.*b.json"):
         refuse(tmp_path)
 
 
 def test_notes_keep_their_meaning_without_this_machines_paths():
     note = {
-        "model": "/home/anna/runs/final",
+        "model": "/Users/anna/runs/final",
         "command": "python -m x --data /data/prepared --config=recipes/a.yaml --out=/tmp/x/y/ --lr 1e-4",
         "list": ["https://huggingface.co/a/b", "either/or", 3, None],
     }

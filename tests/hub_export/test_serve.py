@@ -80,10 +80,16 @@ def scenes():
         "whole": whole,
         "reordered": dict(reversed(whole.items())),
         "swapped": {**whole, "CAM_FRONT": whole["CAM_BACK"], "CAM_BACK": whole["CAM_FRONT"]},
-        "partly cached": {**whole, "CAM_BACK": scene(4)["CAM_BACK"]},
+        "partly cached": {**scene(4), "CAM_FRONT": whole["CAM_FRONT"], "CAM_BACK_RIGHT": whole["CAM_BACK_RIGHT"]},
         "identical": dict.fromkeys(CAMERAS, one),
         "two cameras": {camera: whole[camera] for camera in ("CAM_BACK", "CAM_FRONT_LEFT")},
     }
+
+
+def test_the_answers_that_servers_are_compared_with_differ(tmp_path):
+    folder = str(save_checkpoint(tmp_path / "smoldriver"))
+    answers = [expected(folder, images, budget) for images in scenes().values() for budget in (None, 2)]
+    assert len(set(answers)) == len(answers) and all(map(str.isalnum, answers))
 
 
 @pytest.mark.slow

@@ -337,7 +337,7 @@ def test_scrambled_files_raise_value_errors_only(tmp_path):
         (torch.zeros(4, 4, 3, dtype=torch.int32), "got int32"),
         (Image.new("F", (4, 4)), "floating-point pictures have no agreed range"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_what_is_no_image_is_refused(image, message):
     with pytest.raises(ValueError, match=message):

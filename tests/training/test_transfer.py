@@ -21,9 +21,10 @@ from transformers import (
 import training.transfer as stage
 from smoldriver_hf import CAMERAS, SmolDriverForConditionalGeneration, SmolDriverProjectorConfig
 from smoldriver_hf.projector_smoldriver import grid_points, spread_points
+from training.collate import SceneCollator
 from training.rows import QUESTION_SCHEMA
 from training.teacher import Teacher, TeacherPrompts, pooling_weights, resampled
-from training.transfer import Targets, TransferArguments, TransferModel, divergence, main
+from training.transfer import Targets, TransferArguments, TransferCollator, TransferModel, divergence, main
 
 TEACHER_VISION = {
     "hidden_size": 32,
@@ -268,17 +269,41 @@ def test_divergence_is_that_of_the_answers(tmp_path, teacher_folder):
     assert divergence(other, logits).item() == pytest.approx((p * (p / q).log()).sum(-1).mean().item(), rel=1e-4)
 
 
-def test_distillation_pulls_answers_towards_the_teachers(tmp_path, teacher_folder, data):
-    student = save_student(tmp_path / "student", "linear")
-    losses = {}
-    for weight in (0.0, 20.0):
-        out = tmp_path / f"out{weight}"
-        options = {"max_steps": 15, "per_device_train_batch_size": 4, "learning_rate": 5e-3, "logging_steps": 1}
-        run(student, teacher_folder, data, out, answer_distillation=weight, num_queries=[8], **options)
-        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-        losses[weight] = [line["loss"] for line in lines if "loss" in line]
-    first, last = (losses[20.0][i] - losses[0.0][i] for i in (0, -1))
-    assert first > 0 and last < first, "20 · divergence, up to the alignment's difference"
+def test_distillation_compares_the_positions_that_predict_answers(tmp_path, teacher_folder):
+    """With its own distribution, found row by row, as the teacher's, the divergence is zero."""
+    student = AutoModelForImageTextToText.from_pretrained(save_student(tmp_path, "linear")).eval()
+    images = {camera: picture(index) for index, camera in enumerate(CAMERAS[:2])}
+    pairs = [("Is there a bus behind us?", "No."), ("What?", "A red truck.")]
+    scenes = SceneCollator(tiny_processor(student.config), num_queries=2)
+    collator = TransferCollator(scenes, Teacher(teacher_folder, "linear"), prompts=_Prompts())
+    batch = collator([{"images": images, "pairs": [pair]} for pair in pairs])
+    vision = {"pixel_values": batch["pixel_values"], "camera_ids": batch["camera_ids"]}
+    logits = student(**batch["text"], **vision).logits
+    own = []
+    for row, answer in enumerate(batch["answers"]):
+        ids = batch["text"]["input_ids"][row]
+        length = int(batch["text"]["attention_mask"][row].sum())
+        assert ids[length - len(answer) : length].tolist() == answer
+        own.append(logits[row, length - len(answer) - 1 : length - 1])
+    assert [len(answer) for answer in batch["answers"]] == [4, 13]
+
+    model = TransferModel(student, Targets(None, (3, 3), torch.ones(8, 9)), answer_distillation=2.0)
+    given = {"text": batch["text"], "target": torch.randn(4, 8, 32), "num_queries": 2, **vision}
+    losses = model(**given, teacher_logits=torch.cat(own))
+    assert losses["divergence"].item() == pytest.approx(0, abs=1e-5)
+    assert losses["alignment"].item() == pytest.approx(losses["loss"].item(), abs=1e-4)
+    plain = {name: value for name, value in given.items() if name != "text"}
+    assert model(**plain)["loss"].item() == pytest.approx(losses["alignment"].item(), rel=1e-5)
+    losses = model(**given, teacher_logits=torch.cat(own).roll(1, -1))
+    assert losses["loss"].item() == pytest.approx((losses["alignment"] + 2 * losses["divergence"]).item())
+    assert losses["divergence"] > 1e-3
+
+
+class _Prompts:
+    """Prompts of no teacher in particular."""
+
+    def ids(self, question, images):
+        return [3] * images
 
 
 def test_other_tokenizers_cannot_be_distilled_from(teacher_folder):

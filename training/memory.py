@@ -1,0 +1,343 @@
+"""How much accelerator memory the training stages of a recipe need, found without weights and without an accelerator.
+
+    python -m training.memory --recipe smolvlm2-2.2b-paper
+    python -m training.memory --recipe smolvlm2-256m --limit_gb 24 --question_tokens 120
+
+Two whole training steps of `heal` and `adapt` run on fake tensors (shapes and types, no data), as the recipe has them:
+batch, questions per sequence, largest budget, adapters, bf16 autocast, gradient checkpointing, AdamW. Every tensor is
+followed from its birth to its end. 4-bit weights are counted at 4.127 bits (a scale of 8 bits for 64 weights, and one
+of 32 bits for 256 of those), with one layer at a time unpacked to bf16.
+
+A stage is said to fit if its peak, with 10 % for fragmentation and 0.8 GB for the CUDA context and libraries, stays
+below the limit. Attention is counted as fused (its scores are never stored).
+"""
+
+import json
+import weakref
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from peft import get_peft_model
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.checkpoint import checkpoint
+from torch.utils.weak import WeakIdKeyDictionary
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    Dinov2Config,
+    HfArgumentParser,
+    LlamaConfig,
+    PreTrainedConfig,
+    SmolVLMConfig,
+    ViTConfig,
+)
+from transformers.initialization import no_init_weights
+from trl import SFTConfig
+
+from smoldriver_hf import SmolDriverConfig, SmolDriverForConditionalGeneration
+from smoldriver_hf.modeling_smoldriver import height_and_width
+from training.assemble import projector_config_for
+from training.finetune import FinetuneArguments
+from training.parts import HEAD, freeze, how_of, lora_config, modules_of
+from training.run import read_recipe
+
+GB = 1 << 30
+NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8  # per weight, with double quantisation
+CONTEXT_BYTES = 0.8 * GB
+FRAGMENTATION = 1.1
+HEAD_CHUNK = 1024  # positions whose logits exist at a time
+LABEL_TOKENS = 12  # a camera's name and line end, in front of and behind its visual tokens
+STAGES = ("heal", "adapt")
+
+_SMOLLM2_135M = {
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49280,
+    "max_position_embeddings": 8192,
+}
+_SMOLLM2_1_7B = {
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "vocab_size": 49280,
+    "max_position_embeddings": 8192,
+}
+# Published dimensions of what the recipes name, so that an estimate needs no download.
+PUBLISHED: dict[str, PreTrainedConfig] = {
+    "google/vit-base-patch16-224-in21k": ViTConfig(),
+    "facebook/dinov2-small": Dinov2Config(hidden_size=384, num_attention_heads=6, image_size=518, patch_size=14),
+    "HuggingFaceTB/SmolLM2-135M-Instruct": LlamaConfig(
+        **{**_SMOLLM2_135M, "vocab_size": 49152}, tie_word_embeddings=True
+    ),
+    "HuggingFaceTB/SmolVLM2-256M-Video-Instruct": SmolVLMConfig(
+        vision_config={
+            "hidden_size": 768,
+            "intermediate_size": 3072,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+            "image_size": 512,
+            "patch_size": 16,
+        },
+        text_config={"model_type": "llama", **_SMOLLM2_135M},
+        scale_factor=4,
+    ),
+    "HuggingFaceTB/SmolVLM2-2.2B-Instruct": SmolVLMConfig(
+        vision_config={
+            "hidden_size": 1152,
+            "intermediate_size": 4304,
+            "num_hidden_layers": 27,
+            "num_attention_heads": 16,
+            "image_size": 384,
+            "patch_size": 14,
+        },
+        text_config={"model_type": "llama", **_SMOLLM2_1_7B},
+        scale_factor=3,
+    ),
+}
+
+
+@dataclass
+class MemoryArguments:
+    recipe: str = field(metadata={"help": "Recipe: a file, or the name of one in training/recipes."})
+    limit_gb: float = field(default=16.0, metadata={"help": "Memory of the accelerator, in GB of 2^30 bytes."})
+    question_tokens: int = field(default=80, metadata={"help": "Tokens of a question with its answer and turn marks."})
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes of one stage.
+
+    Attributes:
+        parameters: weights as they are held.
+        gradients: of what trains.
+        optimizer: states of AdamW.
+        activations: the rest of the peak: activations, temporary tensors, batch.
+        peak: highest sum at any moment of a step; gradients and activations do not peak together.
+        sequence_length: tokens of a sequence.
+        trainable: number of weights that train.
+    """
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    activations: int
+    peak: int
+    sequence_length: int
+    trainable: int
+
+    def needed(self) -> float:
+        """The peak with fragmentation and the context, in bytes."""
+        return self.peak * FRAGMENTATION + CONTEXT_BYTES
+
+
+def config_of(assemble: dict[str, Any]) -> SmolDriverConfig:
+    """The model that a recipe's section `assemble` makes, by dimensions."""
+    smolvlm: Any = _part(assemble["smolvlm"]) if assemble.get("smolvlm") else None
+    offline = {"vision": "facebook/dinov2-small", "text": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+    names = {**(offline if assemble.get("offline") else {}), **{k: v for k, v in assemble.items() if v is not None}}
+    vision = _part(names["vision"]) if "vision" in names else smolvlm.vision_config
+    text = smolvlm.text_config if smolvlm is not None else _part(names["text"])
+    shuffle = assemble.get("connector") == "pixel_shuffle"
+    queries = assemble.get("max_queries", 64)
+    if shuffle:
+        queries = (smolvlm.vision_config.image_size // smolvlm.vision_config.patch_size) ** 2
+    return SmolDriverConfig(
+        vision_config=vision,
+        text_config=text,
+        projector_config=projector_config_for(vision, torch.ones(2), smolvlm if shuffle else None),
+        max_queries=queries,
+        connector=assemble.get("connector", "linear"),
+        image_size=assemble.get("image_size") or (224 if assemble.get("offline") else None),
+        image_token_id=0,
+        tie_word_embeddings=smolvlm.tie_word_embeddings if smolvlm is not None else text.tie_word_embeddings,
+        **({"cameras": assemble["cameras"]} if assemble.get("cameras") else {}),
+    )
+
+
+def _part(name: str) -> PreTrainedConfig:
+    if name not in PUBLISHED:
+        return AutoConfig.from_pretrained(name)
+    config = PUBLISHED[name]
+    return CONFIG_MAPPING[config.model_type](**{k: v for k, v in config.to_dict().items() if k != "model_type"})
+
+
+class PeakMemory(TorchDispatchMode):
+    """Counts the bytes of all storages that live within it, and the most there were at once.
+
+    Attributes:
+        current, peak: bytes.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.current = self.peak = 0
+        self._known = WeakIdKeyDictionary()
+
+    def follow(self, tensor: torch.Tensor) -> None:
+        """Count a tensor's storage until it is freed."""
+        storage = tensor.untyped_storage()
+        if storage not in self._known:
+            size = storage.nbytes()
+            self._known[storage] = size
+            self.current += size
+            self.peak = max(self.peak, self.current)
+            weakref.finalize(storage, self._release, size)
+
+    def _release(self, size: int) -> None:
+        self.current -= size
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        tree_map_only(torch.Tensor, self.follow, result)
+        return result
+
+
+def estimate(config: SmolDriverConfig, args: FinetuneArguments, training: SFTConfig, question_tokens: int) -> Estimate:
+    """Memory of a training step.
+
+    Args:
+        config: the model.
+        args, training: a stage's settings.
+        question_tokens: of a question with its answer.
+    """
+    cameras = len(args.cameras or config.cameras)
+    queries = max(args.num_queries or [config.num_queries])
+    prefix = cameras * (queries // config.queries_per_token + LABEL_TOKENS)
+    length = prefix + args.pairs_per_sequence * question_tokens
+    batch = training.per_device_train_batch_size
+    height, width = height_and_width(config.image_size)
+    modules = modules_of("smoldriver")
+    low = torch.bfloat16 if training.bf16 else torch.float32
+    with torch.device("meta"), no_init_weights():
+        model = SmolDriverForConditionalGeneration(config)
+        freeze(model, how_of(args), modules)
+        unchanged = [name for part, name in modules.items() if how_of(args)[part] != "full"]
+        for name in [*unchanged, *([HEAD] if args.language_model != "full" else [])]:
+            model.get_submodule(name).to(low)
+        language_model = model.get_submodule(modules["language_model"])
+        linears = [module.weight.numel() for module in language_model.modules() if isinstance(module, nn.Linear)]
+        adapter = lora_config(args, modules)
+        wrapped = get_peft_model(model, adapter) if adapter is not None else model
+    with FakeTensorMode():
+        _make_fake(wrapped)
+        trained = [parameter for parameter in wrapped.parameters() if parameter.requires_grad]
+        if training.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.enable_input_require_grads()
+        wrapped.train()
+        optimizer = torch.optim.AdamW(trained)
+        pixels = torch.empty(batch * cameras, 3, height, width)
+        features = None
+        if args.feature_cache:
+            patches = model.model.multi_modal_projector.grid
+            features = torch.empty(batch * cameras, patches[0] * patches[1], config.vision_config.hidden_size)
+        text = torch.zeros(batch, length - prefix, dtype=torch.long)
+        packed = args.pairs_per_sequence > 1
+        mask = torch.ones(batch, 1, length, length, dtype=torch.bool) if packed else None
+        tracker = PeakMemory()
+        given = [*wrapped.parameters(), *wrapped.buffers(), pixels if features is None else features, text]
+        for tensor in given if mask is None else [*given, mask]:
+            tracker.follow(tensor)
+        with tracker:
+            for _ in range(2):  # the optimiser has its states from the second step on
+                with torch.autocast("cpu", dtype=torch.bfloat16, enabled=training.bf16):
+                    loss = _loss(model, pixels, features, text, mask, queries, prefix)
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        peak = tracker.peak
+        storages = {p.untyped_storage()._cdata: p.untyped_storage().nbytes() for p in wrapped.parameters()}
+
+    trainable = sum(p.numel() for p in trained)
+    saved = int(sum(linears) * (low.itemsize - NF4_BYTES)) if args.load_in_4bit else 0
+    unpacked = max(linears) if args.load_in_4bit else 0
+    parameters = sum(storages.values()) - saved
+    peak += unpacked * low.itemsize - saved
+    optimizer_bytes = 8 * trainable
+    return Estimate(
+        parameters=parameters,
+        gradients=4 * trainable,
+        optimizer=optimizer_bytes,
+        activations=peak - parameters - optimizer_bytes,
+        peak=peak,
+        sequence_length=length,
+        trainable=trainable,
+    )
+
+
+def _make_fake(model: nn.Module) -> None:
+    """Give a model on the meta device fake tensors on a CPU, whose kernels fuse attention; tied weights stay tied."""
+    new: dict[int, torch.Tensor] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and id(parameter) not in new:
+                dtype = torch.float32 if parameter.requires_grad else parameter.dtype
+                fake = torch.empty(parameter.shape, dtype=dtype)
+                new[id(parameter)] = nn.Parameter(fake, requires_grad=parameter.requires_grad)
+            if parameter is not None:
+                module._parameters[name] = new[id(parameter)]  # type: ignore[assignment]
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+
+
+def _loss(model, pixels, features, text, mask, queries: int, prefix: int) -> torch.Tensor:
+    """A training step's loss without anything that depends on data (fake tensors hold none)."""
+    base = model.model
+    given = {"pixel_values": pixels} if features is None else {"vision_features": features}
+    tokens = base.get_image_features(num_queries=queries, return_dict=True, **given).pooler_output
+    tokens = tokens.reshape(text.shape[0], -1, tokens.shape[-1])
+    words = base.get_input_embeddings()(text)
+    labels = words.new_zeros(text.shape[0], prefix - tokens.shape[1], words.shape[-1])
+    states = torch.cat([tokens.to(words.dtype), labels, words], dim=1)  # (batch, length, hidden)
+    states = base.language_model(inputs_embeds=states, attention_mask=mask, use_cache=False).last_hidden_state
+    chunks = states.flatten(0, 1).split(HEAD_CHUNK)
+    return sum(checkpoint(_chunk_loss, chunk, model.lm_head, use_reentrant=False) for chunk in chunks)
+
+
+def _chunk_loss(states: torch.Tensor, head: nn.Module) -> torch.Tensor:
+    logits = head(states).float()
+    return nn.functional.cross_entropy(logits, states.new_zeros(len(states), dtype=torch.long), reduction="sum")
+
+
+def main(args: MemoryArguments) -> dict[str, Any]:
+    """Print and return the estimates of a recipe's stages.
+
+    Raises:
+        ValueError: no such recipe, or it does not assemble a model.
+    """
+    path, recipe = read_recipe(args.recipe)
+    if not recipe.get("assemble"):
+        raise ValueError(f"{path} has no section assemble: which model it trains is not known")
+    config = config_of(recipe["assemble"])
+    parser = HfArgumentParser((FinetuneArguments, SFTConfig))
+    report: dict[str, Any] = {"recipe": str(path), "limit_gb": args.limit_gb, "stages": {}}
+    for stage in (stage for stage in STAGES if stage in recipe):
+        section = {**recipe[stage], "use_cpu": True, "report_to": "none", "output_dir": "unused"}
+        finetune, training = parser.parse_dict({"checkpoint": "", "data": "", **section})
+        found = estimate(config, finetune, training, args.question_tokens)
+        fits = found.needed() < args.limit_gb * GB
+        report["stages"][stage] = {**asdict(found), "needed": int(found.needed()), "fits": fits}
+        amounts = {
+            name: value / GB for name, value in asdict(found).items() if name not in ("sequence_length", "trainable")
+        }
+        print(
+            f"{stage}: batch {training.per_device_train_batch_size} x {found.sequence_length} tokens, "
+            + ", ".join(f"{name} {value:.2f}" for name, value in amounts.items())
+            + f" GB; needs {found.needed() / GB:.2f} GB: {'fits' if fits else 'does not fit'} {args.limit_gb:g} GB"
+        )
+    print(json.dumps(report))
+    return report
+
+
+if __name__ == "__main__":
+    main(HfArgumentParser(MemoryArguments).parse_args_into_dataclasses()[0])
