@@ -9,7 +9,8 @@ import numpy as np
 import prepared
 import pytest
 import torch
-from tiny import lively, scene, tiny_model, tiny_processor
+from peft import LoraConfig, get_peft_model
+from tiny import lively, scene, tiny_model, tiny_processor, tiny_text_config
 
 from smoldriver_hf import CAMERAS
 from training.answering import PromptSight, SceneSight, SmolDriverAnswerer, fingerprint, load_answerer
@@ -136,6 +137,33 @@ def test_smolvlm_answers_like_its_own_processor(smolvlm, data, image_splitting):
     assert answer.text == idefics3.tokenizer.decode(ids, skip_special_tokens=True).strip() != ""
     assert len(sight.scores(row["question"], ["Yes", "No"])) == 2
     assert answerer.look({}).visual_tokens == 0
+
+
+def test_adapters_merged_and_in_four_bits(tmp_path):
+    # bitsandbytes packs blocks of 64 on a CPU, so not the tiniest model.
+    model = lively(tiny_model(text_config=tiny_text_config(hidden_size=128, intermediate_size=128)))
+    checkpoint, adapter = str(tmp_path / "base"), str(tmp_path / "adapter")
+    model.save_pretrained(checkpoint)
+    tiny_processor(model.config).save_pretrained(checkpoint)
+    torch.manual_seed(0)
+    lora = LoraConfig(r=4, target_modules=r".*language_model.*(q|v)_proj", init_lora_weights=False)
+    adapted = get_peft_model(model, lora)
+    adapted.save_pretrained(adapter)
+    images, question = scene(), "What is ahead?"
+
+    def scores(answerer) -> list[float]:
+        return answerer.look(images).scores(question, ["Yes", "No"])
+
+    plain = scores(load_answerer(checkpoint, CAMERAS))
+    merged = scores(load_answerer(checkpoint, CAMERAS, adapter=adapter))
+    expected = scores(SmolDriverAnswerer(adapted.eval().get_base_model(), tiny_processor(model.config)))
+    np.testing.assert_allclose(merged, expected, atol=1e-3)
+    assert np.abs(np.subtract(plain, merged)).max() > 0.1
+    four_bits = load_answerer(checkpoint, CAMERAS, load_in_4bit=True, adapter=adapter)
+    kinds = {type(module).__name__ for module in four_bits.model.modules()}
+    assert "Linear4bit" in {name for name in kinds if name.startswith("Linear4")}  # the adapter lies beside it
+    assert len(four_bits.look(images).answers([question], 3, 1)) == 1
+    assert np.abs(np.subtract(scores(four_bits), merged)).max() < np.abs(merged).max()
 
 
 def test_smolvlm_runs_with_blind_controls(smolvlm, data, tmp_path):

@@ -193,17 +193,27 @@ def test_transfer_learns_and_tells(tmp_path, teacher_folder, data, connector):
     assert any(".connector." in key for key in changed) == (connector == "linear")
 
 
-def test_predicting_the_training_mean_has_no_r2(tmp_path, teacher_folder, data, monkeypatch):
-    """R² is zero for the mean itself, and one for the target."""
-    student = save_student(tmp_path / "student", "pixel_shuffle")
+@pytest.mark.parametrize("connector", ["linear", "pixel_shuffle"])
+def test_r2_is_zero_for_the_training_mean_and_counts_every_token(
+    tmp_path, teacher_folder, data, monkeypatch, connector
+):
+    student = save_student(tmp_path / "student", connector)
+    options = {"eval_split": "train", "max_steps": 1, "learning_rate": 0}
+    wrong = 0.0
 
     def mean(model, camera_ids, num_queries, **vision):
+        """The mean, but for the first token."""
         weight = model.student.model.multi_modal_projector.qformers.CAM_FRONT.queries
-        return model.targets.mean[camera_ids] + 0 * weight.sum()
+        output = model.targets.mean[camera_ids][:, :num_queries] + 0 * weight.sum()
+        return torch.cat([output[:, :1] + wrong, output[:, 1:]], dim=1)
 
     monkeypatch.setattr(TransferModel, "outputs", mean)
-    _, metrics = run(student, teacher_folder, data, tmp_path / "out", eval_split="train", max_steps=1, learning_rate=0)
-    assert metrics["start"]["held_out_r2_16"] == pytest.approx(0, abs=1e-9)
+    _, metrics = run(student, teacher_folder, data, tmp_path / "mean", **options)
+    assert list(metrics["start"].values()) == pytest.approx([0] * len(metrics["start"]), abs=1e-6)
+    wrong = 1.0
+    _, metrics = run(student, teacher_folder, data, tmp_path / "wrong", **options)
+    by_budget = list(metrics["start"].values())
+    assert by_budget == sorted(by_budget) and by_budget[-1] < -0.01, "one wrong token weighs less among more"
 
 
 @pytest.mark.parametrize("train_tower", [True, False])
@@ -221,10 +231,19 @@ def test_cached_features_train_alike(tmp_path, teacher_folder, data, train_tower
     assert torch.equal(weights_of(student)[tower], weights_of(cached)[tower]) == (not train_tower)
 
 
-def test_a_resumed_run_ends_with_the_same_weights(tmp_path, teacher_folder, data):
+def test_a_resumed_run_ends_with_the_same_weights(tmp_path, teacher_folder, data, monkeypatch):
     student = save_student(tmp_path / "student", "linear")
     options = {"num_train_epochs": 3, "max_steps": -1, "per_device_train_batch_size": 1, "save_steps": 5}
     options |= {"save_strategy": "steps", "num_queries": [1, 4, 8], "answer_distillation": 0.1}
+    epochs = []
+    set_epoch = SceneCollator.set_epoch
+
+    def noted(collator, epoch):
+        if len(collator.budgets) == 3:
+            epochs.append(epoch)
+        set_epoch(collator, epoch)
+
+    monkeypatch.setattr(SceneCollator, "set_epoch", noted)
     whole, told = run(student, teacher_folder, data, tmp_path / "whole", **options)
 
     class Kill(TrainerCallback):
@@ -232,14 +251,11 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path, teacher_folder, data
             if state.global_step == 7:
                 raise KeyboardInterrupt
 
-    guard = stage.ProgressBar
-    stage.ProgressBar = Kill
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            run(student, teacher_folder, data, tmp_path / "killed", **options)
-    finally:
-        stage.ProgressBar = guard
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(stage, "ProgressBar", Kill)
+        run(student, teacher_folder, data, tmp_path / "killed", **options)
     resumed, told_again = run(student, teacher_folder, data, tmp_path / "killed", **options)
+    assert epochs[:3] == [0, 1, 2] and epochs[-2:] == [1, 2], "a frame meets other budgets and questions later"
     assert told["start"] == told_again["start"] and told["end"] == told_again["end"]
     one, other = weights_of(whole), weights_of(resumed)
     assert all(torch.equal(one[key], other[key]) for key in one)
