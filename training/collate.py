@@ -125,14 +125,15 @@ class SceneCollator:
         ]
 
     def draw_budget(self, examples: Sequence[Example]) -> int:
-        """The budget of a batch, which depends on the seed, the epoch and the batch's own questions and image
-        paths."""
+        """The budget of a batch, which depends on the seed, the epoch and the batch's own questions and images'
+        file names."""
         if len(self.budgets) == 1:
             return self.budgets[0]
         digest = hashlib.sha256(f"{self.seed} {self.epoch}".encode())
         for example in examples:
-            paths = [os.fspath(image) for image in example["images"].values() if isinstance(image, str | os.PathLike)]
-            digest.update(repr((sorted(paths), [tuple(pair) for pair in example["pairs"]])).encode())
+            images = [image for image in example["images"].values() if isinstance(image, str | os.PathLike)]
+            names = sorted(os.path.basename(image) for image in images)  # the same wherever the data lies
+            digest.update(repr((names, [tuple(pair) for pair in example["pairs"]])).encode())
         return self.budgets[int.from_bytes(digest.digest()[:8], "big") % len(self.budgets)]
 
     def shown(self, example: Example) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def test_healing_trains_tower_and_projector_at_drawn_budgets(root, tmp_path, mon
         projector="full",
         language_model="frozen",
         num_queries=[1, 2, 8],
-        config={"per_device_train_batch_size": 1, "max_steps": 8},
+        config={"per_device_train_batch_size": 1, "max_steps": 24},
     )
     assert set(budgets) == {1, 2, 8}
     names = changed(root / "smoldriver", final)
