@@ -4,7 +4,7 @@ BIN := .venv/bin
 # glibc gives memory back after every training step; keeping it makes CPU steps several times faster on some machines.
 KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592
 
-.PHONY: help style check test slow bench nine-frames tables clean
+.PHONY: help demo benchmark style check test slow bench nine-frames tables clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
@@ -15,6 +15,17 @@ help:  ## this list
 	$(BIN)/pip uninstall --quiet --yes smoldriver-hf  # the checkout runs; tests prove exports where nothing is installed
 	rm -rf build *.egg-info
 	touch $@
+
+.venv/parts: .venv/installed
+	$(BIN)/python -m training.offline_parts --only dinov2_small minilm
+	touch $@
+
+demo: .venv/parts  ## train, compare, export and ask on the embedded toy world (a quarter of an hour, two cores)
+	$(BIN)/python -m benchmarks.demo
+
+benchmark: .venv/parts  ## three models, blind controls and ablations on the toy world (hours; resumes)
+	$(BIN)/python -m benchmarks.toyworld $(if $(QUICK),--quick)
+	$(BIN)/python -m benchmarks.tables
 
 style: .venv/installed  ## format, and fix what ruff can fix
 	$(BIN)/ruff format .

@@ -49,7 +49,114 @@ def speed(results: dict[str, Any]) -> str:
     return re.sub(r"^# Speed\n+", "", table(results)).strip()
 
 
-PARTS: dict[str, Callable[[dict[str, Any]], str]] = {"nine-frames": nine_frames, "speed": speed}
+TITLES = {
+    "smolvlm": "SmolVLM, as pre-trained",
+    "smolvlm-ft": "SmolVLM-FT",
+    "smoldriver": "**SmolDriver**",
+    "blind": "blind: the same language model, no images",
+}
+ABLATIONS = {
+    "smoldriver": "SmolDriver",
+    "position-keys": "keys of positions only",
+    "shared-qformer": "one Q-Former for all cameras",
+    "untrained-queries": "queries never trained",
+    "no-transfer": "no knowledge transfer",
+}
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def spread(model: dict[str, Any], group: str) -> str:
+    """A figure in percent, with the seeds' own where there are several."""
+    text = percent(model[group]["estimate"])
+    seeds = model["per_seed"][group]
+    return text if len(seeds) < 2 else f"{text} ({' '.join(percent(value) for value in seeds)})"
+
+
+def gap(interval: dict[str, Any]) -> str:
+    """A difference in points, with its interval."""
+    low, high = interval["low"], interval["high"]
+    return f"{100 * interval['estimate']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def toyworld(run: dict[str, Any]) -> str:
+    """The embedded benchmark: three models beside their blind versions, budgets, ablations, unseen weather."""
+    models, blind = run["models"], run["sighted_minus_trained_blind"]
+    header = ["", "visual tokens", "perception %", "all %", "sighted − blind, perception", "sighted − blind, all"]
+    header += ["black images %", "other scene's images %", "BLEU (seed's)", "BERTScore F1", "unseen fog %"]
+    lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
+    for name, title in TITLES.items():
+        if name not in models:
+            continue
+        model = models[name]
+        controls, unseen = model["controls"], model.get("unseen", {})
+        cells = [
+            title,
+            f"{model['visual_tokens_per_scene']:.0f}",
+            spread(model, "perception"),
+            spread(model, "accuracy"),
+            gap(blind[name]["perception"]) if name in blind else "",
+            gap(blind[name]["accuracy"]) if name in blind else "",
+            *(percent(controls.get(control, {}).get("perception")) for control in ("black", "wrong_scene")),
+            *("–" if model[score] is None else f"{model[score]:.3f}" for score in ("seed_bleu", "bert_score_f1")),
+            percent(unseen.get("sighted", {}).get("perception")),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    ours = models.get("smoldriver")
+    if ours:
+        lines += ["", *_budgets(run, ours), "", *_ablations(run, models)]
+    seeds = max(model["seeds"] for model in models.values())
+    lines += [
+        "",
+        f"Right answers on {ours['questions'] if ours else 0} questions about scenes that no model has seen; "
+        f"{seeds} seed{'s' if seeds > 1 else ''}, each one's own figure in brackets; square brackets: 95 % intervals "
+        "over scenes. BERTScore with MiniLM, "
+        f"not comparable with other encoders'. Command: `{run['command'].strip()}`; split {run['split_hash'][:12]}.",
+    ]
+    return "\n".join(lines)
+
+
+def _budgets(run: dict[str, Any], ours: dict[str, Any]) -> list[str]:
+    """Accuracy over visual tokens."""
+    budgets = sorted(int(name.partition("@")[2]) for name in ours["controls"] if "@" in name)
+    minus = run["smoldriver_at_budget_minus_smolvlm_ft"]
+    lines = [
+        "| SmolDriver's tokens per camera | " + " | ".join(map(str, budgets)) + " |",
+        "|" + "---|" * (len(budgets) + 1),
+    ]
+    for group, title in (("perception", "perception %"), ("accuracy", "all %")):
+        cells = [percent(ours["controls"][f"sighted@{budget}"][group]) for budget in budgets]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    if minus:
+        cells = [gap(minus[str(budget)]["perception"]) for budget in budgets]
+        lines.append(f"| minus SmolVLM-FT, perception | {' | '.join(cells)} |")
+    return lines
+
+
+def _ablations(run: dict[str, Any], models: dict[str, Any]) -> list[str]:
+    there = [name for name in ABLATIONS if name in models]
+    if len(there) < 2:
+        return []
+    lines = [
+        "| ablation | perception % | at 1 token a camera % | all % | SmolDriver − it, perception |",
+        "|---|---|---|---|---|",
+    ]
+    for name in there:
+        model = models[name]
+        cells = [
+            ABLATIONS[name],
+            spread(model, "perception"),
+            percent(model["controls"].get("sighted@1", {}).get("perception")),
+            spread(model, "accuracy"),
+            gap(run["smoldriver_minus"][name]["perception"]) if name in run["smoldriver_minus"] else "",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+PARTS: dict[str, Callable[[dict[str, Any]], str]] = {"nine-frames": nine_frames, "toyworld": toyworld, "speed": speed}
 
 
 def filled(text: str) -> str:

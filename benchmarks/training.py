@@ -127,7 +127,7 @@ def main(args: TrainingArguments) -> dict[str, Any]:
                 seconds[way].append((time.process_time() - start, time.process_time() - start - read))
 
     result = {
-        "settings": asdict(args),
+        "settings": {name: value for name, value in asdict(args).items() if name != "output"},
         "layers": {"text": config.text_config.num_hidden_layers, "tower": config.vision_config.num_hidden_layers},
         "parameters_million": round(sum(parameter.numel() for parameter in model.parameters()) / 1e6, 1),
         "image_size": config.image_size,

@@ -5,6 +5,7 @@ python -m hub_export check outputs/smoldriver
 python -m hub_export push outputs/smoldriver your-name/smoldriver --dry_run
 python -m hub_export serve transformers outputs/smoldriver
 python -m hub_export onnx outputs/smoldriver --out outputs/smoldriver-onnx
+python -m hub_export cost outputs/smoldriver --out outputs/cost.json
 python -m hub_export label outputs/smoldriver outputs/questions --out outputs/answers
 
 `python -m hub_export COMMAND --help` lists a command's options.
@@ -23,6 +24,7 @@ COMMANDS = {
     "serve": "ServeArguments",
     "onnx": "OnnxArguments",
     "label": "LabelArguments",
+    "cost": "CostArguments",
 }
 
 

@@ -2,12 +2,14 @@
 
     python -m hub_export build --checkpoint outputs/run/final --out outputs/smoldriver
 
-    # with measured figures and pictures of the toy world (its drivelm.json and images) for card and demo
-    python -m hub_export build --checkpoint outputs/run/final --metrics outputs/run/metrics.json \\
-        --examples outputs/toyworld --out outputs/smoldriver
+    # with the recipe's record, measured figures, and pictures of the toy world's test split for card and demo
+    python -m hub_export build --checkpoint outputs/toyworld/merged --run outputs/toyworld/run.json \\
+        --metrics outputs/toyworld/evaluation/metrics.json --examples outputs/toyworld/prepare --out outputs/smoldriver
 
     # an adapter is merged and saved in bf16
     python -m hub_export build --checkpoint outputs/initial --adapter outputs/run/adapter --out outputs/smoldriver
+
+Weights trained on anything but generated worlds need `--license`: their data have licences of their own.
 
 The folder appears complete and checked (`check.py`), or not at all: until then it is called OUT.unfinished.
 """
@@ -17,20 +19,21 @@ import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import smoldriver_hf
 from hub_export import card, check, demo
 from hub_export.check import OLDEST_TRANSFORMERS, REFERENCE, CheckArguments
+from hub_export.lineage import RECIPE, TRAINED, Note, load_run, notes_of, publishable
 from hub_export.reference import measure_reference, save_reference
 from hub_export.refuse import without_machine_paths
+from hub_export.results import check_fingerprint, load_metrics
 from smoldriver_hf import SmolDriverConfig, SmolDriverForConditionalGeneration, SmolDriverProcessor
 
 TEMPLATES = Path(__file__).with_name("templates")
 LICENSE = Path(__file__).parents[1] / "LICENSE"
-# What the stages leave beside weights; published, so that every figure in the card stands in a file.
-NOTES = ("assemble.json", "transfer.json", "finetune.json", "run.json")
 # Merging may round, and nothing else: fp32 logits with the adapter beside the weights and inside them.
 MERGE_TOLERANCE = 1e-3
 
@@ -40,10 +43,14 @@ class BuildArguments:
     checkpoint: str = field(metadata={"help": "Folder with model and processor, as the training stages save them."})
     out: str = field(metadata={"help": "Folder to write; must not exist. Its name is the model's name in the card."})
     adapter: str | None = field(default=None, metadata={"help": "peft adapter of this checkpoint, to be merged."})
+    run: str | None = field(default=None, metadata={"help": "run.json of the recipe that made the checkpoint."})
     metrics: str | None = field(default=None, metadata={"help": "metrics.json of an evaluation, with its controls."})
+    dataset: str | None = field(default=None, metadata={"help": "What --metrics is about: a Hub id, or any name."})
     cost: str | None = field(default=None, metadata={"help": "JSON with command, device and rows: a table of costs."})
-    examples: str | None = field(default=None, metadata={"help": "Generated world: drivelm.json and its images."})
-    license: str = field(default="apache-2.0", metadata={"help": "Of the weights, as the Hub abbreviates it."})
+    examples: str | None = field(default=None, metadata={"help": "Generated world, or prepared data made from one."})
+    license: str | None = field(
+        default=None, metadata={"help": "Of the weights, as the Hub abbreviates it; default: apache-2.0."}
+    )
     transformers: list[str] = field(
         default_factory=lambda: [OLDEST_TRANSFORMERS],
         metadata={"help": "Versions to check with beside the installed one; see check."},
@@ -97,6 +104,14 @@ def merge(model: SmolDriverForConditionalGeneration, adapter: str) -> SmolDriver
 
 def write_repository(args: BuildArguments, folder: Path) -> None:
     """Everything that is published, and the reference, into `folder`."""
+    source, adapter = Path(args.checkpoint), Path(args.adapter) if args.adapter else None
+    notes = notes_of(adapter or source)
+    license_name = license_of(notes, args.license)
+    run = load_run(Path(args.run), adapter or source) if args.run else None
+    cost = json.loads(Path(args.cost).read_text()) if args.cost else None
+    metrics = load_metrics(Path(args.metrics)) if args.metrics else None
+    if metrics:
+        check_fingerprint(metrics, source, adapter)
     model, dtype = load_source(args)
     processor = SmolDriverProcessor.from_pretrained(args.checkpoint)
     save_reference(measure_reference(model, processor), folder / REFERENCE)
@@ -114,21 +129,37 @@ def write_repository(args: BuildArguments, folder: Path) -> None:
         shutil.copyfile(path, folder / path.name)
     drop_local_settings(folder / "tokenizer_config.json")
 
-    for name in NOTES:
-        if (Path(args.checkpoint) / name).is_file():
-            publish_json(Path(args.checkpoint) / name, folder / name)
-    for source, name in ((args.metrics, "metrics.json"), (args.cost, "cost.json")):
-        if source:
-            publish_json(Path(source), folder / name)
+    (folder / RECIPE).mkdir()
+    for number, note in enumerate(notes, 1):
+        publish_json(publishable(note), folder / RECIPE / f"{number}-{note.stage}.json")
+    for content, name in ((run, card.RUN), (metrics, "metrics.json"), (cost, "cost.json")):
+        if content is not None:
+            publish_json(content, folder / name)
     shutil.copyfile(LICENSE, folder / "LICENSE")
     shutil.copyfile(TEMPLATES / "requirements.txt", folder / "requirements.txt")
 
-    card.write_card(folder, Path(args.out).name, args.license)
+    card.write_card(folder, Path(args.out).name, license_name, args.dataset)
 
 
-def publish_json(source: Path, target: Path) -> None:
-    """Copy a note of a run, with this machine's paths cut down to names."""
-    target.write_text(json.dumps(without_machine_paths(json.loads(source.read_text())), indent=2) + "\n")
+def license_of(notes: list[Note], named: str | None) -> str:
+    """The licence of the weights.
+
+    Raises:
+        ValueError: none was named, and they were trained on something that is not known to be a generated world.
+    """
+    foreign = [note for note in notes if note.stage in TRAINED and not note.generated]
+    if named is None and foreign:
+        data = foreign[0].arguments.get("data", "unknown data")
+        raise ValueError(
+            f"{foreign[0].stage} trained on {data}, which is not known to be a generated world: name the licence of "
+            "the weights with --license (of DriveLM and nuScenes: cc-by-nc-sa-4.0)"
+        )
+    return named or "apache-2.0"
+
+
+def publish_json(content: Any, target: Path) -> None:
+    """Write a note of a run, with this machine's paths cut down to names."""
+    target.write_text(json.dumps(without_machine_paths(content), indent=2) + "\n")
 
 
 def drop_local_settings(path: Path) -> None:

@@ -1,19 +1,28 @@
 """The model card of an exported folder, from files that are published with it, and from nothing else."""
 
 import json
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
+from huggingface_hub import ModelCard, ModelCardData
 from safetensors import safe_open
 
+from hub_export.lineage import GENERATED, RECIPE, offline_parts
+from hub_export.results import (
+    PIPELINE,
+    budgets_table,
+    controls_table,
+    load_metrics,
+    model_index,
+    results_table,
+    shown,
+    write_eval_results,
+)
+
 TEMPLATES = Path(__file__).with_name("templates")
-STAGES = ("assemble", "transfer", "finetune", "run")
-METRICS_KEYS = ("dataset", "split", "split_hash", "seed", "command", "versions", "results", "controls")
+RUN = f"{RECIPE}/run.json"
 COST_KEYS = ("command", "device", "rows")
-PIPELINE = "image-text-to-text"
+UNSHOWN = ("command", "arguments", "teacher", GENERATED)  # too long, or told elsewhere
 
 
 def snippet(repository: str, revision: str | None) -> str:
@@ -33,67 +42,6 @@ def pinned(card: str, name: str, repository: str, revision: str) -> str:
     if local not in card:
         raise ValueError("README.md does not hold the snippet that build wrote, so no commit can be written into it")
     return card.replace(local, snippet(repository, revision))
-
-
-Figure = float | Mapping[str, float]  # with an interval: {"value": …, "low": …, "high": …}
-
-
-def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Figure]]:
-    """(path, figure) of every number below `value`, and of every `{"value": …, "low": …, "high": …}`."""
-    if isinstance(value, bool):
-        return
-    if isinstance(value, int | float) or (isinstance(value, Mapping) and "value" in value):
-        yield prefix, value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from leaves(item, f"{prefix}/{key}" if prefix else str(key))
-
-
-def point(figure: Figure) -> float:
-    """The number in a figure with or without an interval."""
-    return figure["value"] if isinstance(figure, Mapping) else figure
-
-
-def shown(figure: Figure | None) -> str:
-    """A figure as the table prints it, three digits behind the point."""
-    if figure is None:
-        return "–"
-    text = f"{point(figure):.3f}" if isinstance(point(figure), float) else str(point(figure))
-    if isinstance(figure, Mapping) and {"low", "high"} <= set(figure):
-        text += f" [{figure['low']:.3f}, {figure['high']:.3f}]"
-    return text
-
-
-def load_metrics(path: Path) -> dict[str, Any]:
-    """`metrics.json` of an evaluation.
-
-    It holds `dataset` (a Hub id or a name), `split`, `split_hash`, `seed`, `command`, `versions` {package: version},
-    `results` (nested dicts of figures) and `controls` {name: the same nested dicts, answered without seeing}. A figure
-    is a number, or `{"value", "low", "high"}`. Anything else in the file is ignored.
-
-    Raises:
-        ValueError: a key is missing, or there is no figure or no control: they are not published without.
-    """
-    metrics = json.loads(path.read_text())
-    missing = [key for key in METRICS_KEYS if key not in metrics]
-    if missing:
-        raise ValueError(f"{path.name} lacks {', '.join(missing)}: figures are published with them or not at all")
-    if not list(leaves(metrics["results"])) or not metrics["controls"]:
-        raise ValueError(f"{path.name} needs results and at least one blind control; figures without mean little")
-    return metrics
-
-
-def results_table(metrics: dict[str, Any]) -> tuple[list[str], list[dict[str, Any]]]:
-    """Names of the controls, and one row per metric; the last column subtracts the first control."""
-    names = list(metrics["controls"])
-    controls = [dict(leaves(metrics["controls"][name])) for name in names]
-    rows = []
-    for metric, figure in leaves(metrics["results"]):
-        blind = controls[0].get(metric)
-        gain = "–" if blind is None else f"{point(figure) - point(blind):+.3f}"
-        row = {"metric": metric, "sighted": shown(figure), "gain": gain}
-        rows.append({**row, "controls": [shown(control.get(metric)) for control in controls]})
-    return names, rows
 
 
 def load_cost(path: Path) -> dict[str, Any]:
@@ -116,20 +64,63 @@ def load_cost(path: Path) -> dict[str, Any]:
     return {"command": cost["command"], "device": cost["device"], "columns": columns, "rows": rows}
 
 
+def published_notes(folder: Path) -> list[tuple[str, dict[str, Any]]]:
+    """(path in the repository, content) of the stages' notes, in the order of the stages."""
+    files = [path for path in (folder / RECIPE).glob("*.json") if path.name[0].isdigit()]
+    files.sort(key=lambda path: int(path.name.partition("-")[0]))
+    return [(path.relative_to(folder).as_posix(), json.loads(path.read_text())) for path in files]
+
+
+def stage_of(file: str) -> str:
+    """recipe/1-assemble.json → assemble."""
+    return Path(file).stem.partition("-")[2]
+
+
 def recipe(folder: Path) -> list[dict[str, Any]]:
-    """How each stage was run, from the notes beside the weights."""
-    notes = []
-    for stage in STAGES:
-        if not (folder / f"{stage}.json").is_file():
-            continue
-        note = json.loads((folder / f"{stage}.json").read_text())
-        figures = [
-            (key, ", ".join(f"{name} {version}" for name, version in value.items()) if key == "versions" else value)
-            for key, value in note.items()
-            if key not in ("command", "arguments")
-        ]
-        notes.append({"stage": stage, "file": f"{stage}.json", "command": note.get("command", ""), "figures": figures})
-    return notes
+    """How each stage was run, from the notes in `recipe/`."""
+    stages = []
+    for file, note in published_notes(folder):
+        lines = [(key.replace("_", " "), in_words(value)) for key, value in note.items() if key not in UNSHOWN]
+        stage = stage_of(file)
+        stages.append({"stage": stage, "file": file, "command": note.get("command", ""), "lines": lines})
+    return stages
+
+
+def data_licences(folder: Path) -> list[str]:
+    """One sentence for each stage that trained: on which data, and whether it may be used freely."""
+    kinds = {
+        True: "which the toy world generated: free to use",
+        False: "which is not a generated world: its own licences hold for these weights",
+        None: "of which these notes do not tell the licence",
+    }
+    sentences = []
+    for file, note in published_notes(folder):
+        if GENERATED in note:
+            data = Path((note.get("arguments") or {}).get("data") or "unknown data").name
+            sentences.append(f"Stage {stage_of(file)} trained on `{data}`, {kinds[note[GENERATED]]}.")
+    return list(dict.fromkeys(sentences))
+
+
+def in_words(value: Any) -> str:
+    """A value of a note in one line."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {in_words(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(in_words, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def load_stages(path: Path) -> dict[str, Any]:
+    """`run.json` as a table: stages with their minutes, first and last loss."""
+    run = json.loads(path.read_text())
+    rows = []
+    for name, stage in run["stages"].items():
+        ends = [stage.get("figures", {}).get(end, {}) for end in ("first", "last")]
+        losses = [f"{end['loss']:.3f}" for end in ends if "loss" in end]
+        steps = ends[1].get("step")
+        rows.append([name, f"{stage['minutes']:.1f}", "–" if steps is None else str(steps), " → ".join(losses) or "–"])
+    columns = ["stage", "minutes", "steps", "loss, first → last"]
+    return {"recipe": Path(run["recipe"]["path"]).name, "columns": columns, "rows": rows}
 
 
 def count_parameters(folder: Path) -> dict[str, Any]:
@@ -155,27 +146,33 @@ def count_parameters(folder: Path) -> dict[str, Any]:
     }
 
 
-def base_models(folder: Path) -> list[str]:
+def base_models(stages: list[tuple[str, dict[str, Any]]]) -> list[str]:
     """Hub ids of the parts that `assemble` was given."""
-    if not (folder / "assemble.json").is_file():
-        return []
-    arguments = json.loads((folder / "assemble.json").read_text())["arguments"]
-    parts = [arguments[name] for name in ("vision", "text", "smolvlm")]
-    return [part for part in parts if part and part.count("/") == 1]
+    given = [arguments for stage, arguments in stages if stage == "assemble"]
+    parts = [arguments.get(name) for arguments in given for name in ("vision", "text", "smolvlm")]
+    # A folder may be written like an id, owner/name.
+    return list(dict.fromkeys(part for part in parts if part and part.count("/") == 1 and not Path(part).exists()))
 
 
-def write_card(folder: Path, name: str, license_name: str) -> None:
+def write_card(folder: Path, name: str, license_name: str, dataset: str | None = None) -> None:
     """Write README.md, and `.eval_results/` where the figures belong to a data set on the Hub.
 
     Args:
         folder: an export, complete but for its card.
         name: what the model is called, and the local folder that the card's snippet loads.
         license_name: of the weights.
+        dataset: what was evaluated on, by its Hub id or any name; default: the name of the evaluated folder.
     """
     config = json.loads((folder / "config.json").read_text())
     metrics = load_metrics(folder / "metrics.json") if (folder / "metrics.json").is_file() else None
-    controls, rows = results_table(metrics) if metrics else ([], [])
+    if metrics and dataset is None:
+        dataset = Path(metrics["arguments"]["data"]).name
     folded = config["projector_config"]["scale_factor"] ** 2 if config["connector"] == "pixel_shuffle" else 1
+    stages = [(stage_of(file), note.get("arguments") or {}) for file, note in published_notes(folder)]
+    if (folder / RUN).is_file():
+        run = json.loads((folder / RUN).read_text())
+        stages += [(name, stage.get("arguments") or {}) for name, stage in run["stages"].items()]
+    examples = folder / "demo" / "examples" / "examples.json"
     data = ModelCardData(
         model_name=name,
         language="en",
@@ -183,15 +180,15 @@ def write_card(folder: Path, name: str, license_name: str) -> None:
         library_name="transformers",
         pipeline_tag=PIPELINE,
         tags=["custom_code", "autonomous-driving", "multi-camera", "vision-language-model"],
-        base_model=base_models(folder) or None,
-        eval_results=model_index(metrics) if metrics else None,
+        base_model=base_models(stages) or None,
+        eval_results=model_index(metrics, str(dataset)) if metrics else None,
     )
     card = ModelCard.from_template(
         data,
         template_path=str(TEMPLATES / "card.md"),
         name=name,
         license=license_name,
-        has_picture=(folder / "picture.png").is_file(),
+        example=json.loads(examples.read_text())[0] if examples.is_file() else None,
         cameras=config["cameras"],
         vision=config["vision_config"]["model_type"],
         text=config["text_config"]["model_type"],
@@ -202,51 +199,17 @@ def write_card(folder: Path, name: str, license_name: str) -> None:
         image_size=config["image_size"],
         snippet=snippet(name, None),
         metrics=metrics,
-        controls=controls,
-        blind=controls[0] if controls else None,
-        rows=rows,
-        versions_of=lambda versions: ", ".join(f"{package} {version}" for package, version in versions.items()),
+        dataset=dataset,
+        tables=[table for table in (budgets_table(metrics), controls_table(metrics)) if table] if metrics else [],
+        results=results_table(metrics) if metrics else None,
+        in_words=in_words,
+        told=offline_parts(stages),
         notes=recipe(folder),
+        data_licences=data_licences(folder),
+        run=load_stages(folder / RUN) if (folder / RUN).is_file() else None,
         cost=load_cost(folder / "cost.json") if (folder / "cost.json").is_file() else None,
         **count_parameters(folder),
     )
     card.save(folder / "README.md")
-    if metrics and metrics["dataset"].count("/") == 1:
-        write_eval_results(folder, metrics)
-
-
-def model_index(metrics: dict[str, Any]) -> list[EvalResult]:
-    """Every figure as the Hub's model-index wants it; the blind control stands beside it."""
-    blind_name = next(iter(metrics["controls"]))
-    blind = dict(leaves(metrics["controls"][blind_name]))
-    results = []
-    for metric, figure in leaves(metrics["results"]):
-        label = f"{metric} ({blind_name}: {shown(blind[metric])})" if metric in blind else metric
-        results.append(
-            EvalResult(
-                task_type=PIPELINE,
-                dataset_type=metrics["dataset"],
-                dataset_name=metrics["dataset"],
-                dataset_split=metrics["split"],
-                metric_type=metric.rsplit("/", 1)[-1],
-                metric_name=label,
-                metric_value=point(figure),
-            )
-        )
-    return results
-
-
-def write_eval_results(folder: Path, metrics: dict[str, Any]) -> None:
-    """The newer form of the same figures; it names data sets by their Hub id."""
-    entries = [
-        EvalResultEntry(
-            dataset_id=metrics["dataset"],
-            task_id=metric,
-            value=point(figure),
-            notes=f"split {metrics['split']}, split hash {metrics['split_hash']}, seed {metrics['seed']}",
-        )
-        for metric, figure in leaves(metrics["results"])
-    ]
-    target = folder / ".eval_results" / "smoldriver.yaml"
-    target.parent.mkdir(exist_ok=True)
-    target.write_text(yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False))
+    if metrics and str(dataset).count("/") == 1:
+        write_eval_results(metrics, str(dataset), folder / ".eval_results" / "smoldriver.yaml")

@@ -2,12 +2,16 @@
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from hub_export.label import KEYS, read_frames
+from hub_export.lineage import image_root
 from hub_export.refuse import image_problems
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -19,43 +23,75 @@ TILE = (400, 225)
 
 
 def read_world(root: Path, cameras: list[str]) -> list[dict[str, Any]]:
-    """The first frames of a generated world, each with one question about the whole scene.
+    """A few frames spread over a generated world, each with another question about the whole scene.
 
     Args:
-        root: folder with `toyworld.json`, `drivelm.json` (DriveLM v1.1) and the images that it names.
+        root: folder with `toyworld.json`, `drivelm.json` (DriveLM v1.1) and the images that it names; or what
+            `training.prepare` made of it, of which the test split is taken.
 
     Returns:
-        dicts with `question` and `images` {camera: path}.
+        dicts with `question`, `reference`, `images` {camera: path} and `split`, None where nothing was split.
 
     Raises:
         ValueError: the folder is not a generated world, or one of its images may not be published.
     """
-    if not (root / "toyworld.json").is_file():
+    prepared = (root / "dataset.json").is_file()
+    world = image_root(root) if prepared else root
+    if not (world / "toyworld.json").is_file():
         raise ValueError(
-            f"{root} has no toyworld.json, so nothing says that its images were generated; make examples with "
+            f"{world} has no toyworld.json, so nothing says that its images were generated; make examples with "
             "`python -m training.toyworld`"
         )
-    examples = []
-    for scene in json.loads((root / "drivelm.json").read_text()).values():
-        for frame in scene["key_frames"].values():
-            images = {
-                camera: root / path.removeprefix("../")
-                for camera, path in frame["image_paths"].items()
-                if camera in cameras
-            }
-            questions = [pair["Q"] for pairs in frame["QA"].values() for pair in pairs if "<" not in pair["Q"]]
-            if images and questions:
-                examples.append({"question": questions[0], "images": images})
-            if len(examples) == EXAMPLES:
-                break
-        if len(examples) == EXAMPLES:
-            break
+    frames = [frame for frame in (prepared_frames(root) if prepared else world_frames(root)) if frame["pairs"]]
+    examples: list[dict[str, Any]] = []
+    for number in range(min(EXAMPLES, len(frames))):
+        frame = frames[number * len(frames) // min(EXAMPLES, len(frames))]
+        images = {camera: frame["images"][camera] for camera in cameras if camera in frame["images"]}
+        asked = {example["question"] for example in examples}
+        pair = next((pair for pair in frame["pairs"] if pair[0] not in asked), frame["pairs"][0])
+        if images:
+            examples.append({"question": pair[0], "reference": pair[1], "images": images, "split": frame["split"]})
     if not examples:
         raise ValueError(f"{root}: no frame has images of {cameras} and a question without object tags")
     for path in (path for example in examples for path in example["images"].values()):
         for problem in image_problems(path, path.name):
             raise ValueError(f"{path}: {problem}")
     return examples
+
+
+def world_frames(root: Path) -> list[dict[str, Any]]:
+    """All frames of a generated world: `images` {camera: path}, `pairs` of questions without tags and answers."""
+    return [
+        {
+            "images": {camera: root / path.removeprefix("../") for camera, path in frame["image_paths"].items()},
+            "pairs": without_tags((pair["Q"], pair["A"]) for pairs in frame["QA"].values() for pair in pairs),
+            "split": None,
+        }
+        for scene in json.loads((root / "drivelm.json").read_text()).values()
+        for frame in scene["key_frames"].values()
+    ]
+
+
+def prepared_frames(root: Path, split: str = "test") -> list[dict[str, Any]]:
+    """The same of one split of a prepared world."""
+    pairs: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for shard in sorted((root / "questions").glob(f"{split}-*.parquet")):
+        for row in pq.read_table(shard, columns=[*KEYS, "question", "answer"]).to_pylist():
+            pairs.setdefault((row[KEYS[0]], row[KEYS[1]]), []).append((row["question"], row["answer"]))
+    return [
+        {
+            "images": {camera: Path(path) for camera, path in images.items()},
+            "pairs": without_tags(pairs.get(key, [])),
+            "split": split,
+        }
+        for key, images in read_frames(root, split).items()
+    ]
+
+
+def without_tags(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Questions that a reader understands who sees the pictures only, yes/no questions last: they show least."""
+    plain = [(question, answer) for question, answer in pairs if "<" not in question + answer]
+    return sorted(plain, key=lambda pair: pair[1].rstrip(".").lower() in ("yes", "no"))
 
 
 @torch.no_grad()
@@ -83,15 +119,15 @@ def write_demo(folder: Path, model: torch.nn.Module, processor: Any, world: Path
         scene = model.encode_scene({camera: str(path) for camera, path in example["images"].items()}, processor)
         answer = scene.ask(example["question"], max_new_tokens=NEW_TOKENS)
         images = {camera: f"{number}/{camera}{path.suffix}" for camera, path in example["images"].items()}
-        written.append({"question": example["question"], "answer": answer, "images": images})
+        written.append({**example, "answer": answer, "images": images})
     (demo / "examples" / "examples.json").write_text(json.dumps(written, indent=2) + "\n")
     draw_picture(demo / "examples", written[0]).save(folder / "picture.png", optimize=True)
 
 
 def draw_picture(examples: Path, example: dict[str, Any]) -> Image.Image:
-    """The cameras of one example around the car, with question and answer below."""
+    """The cameras of one example around the car; below them question, answer and reference."""
     width, height = TILE
-    sheet = Image.new("RGB", (3 * width, 2 * height + 80), "white")
+    sheet = Image.new("RGB", (3 * width, 2 * height + 112), "white")
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=20)
     for row, cameras in enumerate(GRID):
@@ -103,8 +139,9 @@ def draw_picture(examples: Path, example: dict[str, Any]) -> Image.Image:
             draw.text(
                 (corner[0] + 8, corner[1] + 6), camera, font=font, fill="white", stroke_width=2, stroke_fill="black"
             )
-    draw.text((8, 2 * height + 10), shortened(f"Q: {example['question']}"), font=font, fill="black")
-    draw.text((8, 2 * height + 42), shortened(f"A: {example['answer']}"), font=font, fill="black")
+    draw.text((8, 2 * height + 10), shortened(f"Question: {example['question']}"), font=font, fill="black")
+    draw.text((8, 2 * height + 42), shortened(f"Model: {example['answer']}"), font=font, fill="black")
+    draw.text((8, 2 * height + 74), shortened(f"Reference: {example['reference']}"), font=font, fill="dimgray")
     return sheet
 
 

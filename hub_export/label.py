@@ -13,7 +13,6 @@ encoded once for all of its questions. A question that cannot be answered has an
 are not affected. Ray Data needs `pip install "ray[data]"`.
 """
 
-import json
 import os
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -25,6 +24,8 @@ import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from hub_export.lineage import image_root
 
 KEYS = ("scene_token", "frame_token")
 SCHEMA = pa.schema([(name, pa.string()) for name in ("question_id", *KEYS, "question", "answer", "error")])
@@ -61,7 +62,7 @@ def open_shards(args: LabelArguments) -> list[Path]:
 
 def read_frames(data: Path, split: str) -> dict[tuple[str, str], dict[str, str]]:
     """{(scene_token, frame_token): {camera: absolute path}} of one split."""
-    root = (data / json.loads((data / "dataset.json").read_text())["image_root"]).resolve()
+    root = image_root(data)
     frames = {}
     for shard in sorted((data / "frames").glob(f"{split}-*.parquet")):
         for row in pq.read_table(shard).to_pylist():

@@ -18,6 +18,7 @@ by their content and would hand one camera's visual tokens to another.
 """
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -115,7 +116,7 @@ def main(args: ServeArguments) -> None:
     """Serve until interrupted.
 
     Raises:
-        ValueError: an unknown engine, or vLLM is not where `--python` points.
+        ValueError: an unknown engine, vLLM is not where `--python` points, or it failed.
     """
     if args.engine not in ENGINES:
         raise ValueError(f"engine must be one of {ENGINES}; got {args.engine!r}")
@@ -128,4 +129,11 @@ def main(args: ServeArguments) -> None:
         )
     with tempfile.TemporaryDirectory() as folder:
         path = os.pathsep.join([str(plugin_folder(Path(folder))), os.environ.get("PYTHONPATH", "")])
-        subprocess.run(vllm_command(args), env={**os.environ, "PYTHONPATH": path}, check=True)
+        server = subprocess.Popen(vllm_command(args), env={**os.environ, "PYTHONPATH": path})
+        signal.signal(signal.SIGTERM, lambda *_: server.terminate())  # or it would go on without us
+        try:
+            status = server.wait()
+        except KeyboardInterrupt:  # it got the same signal from the terminal
+            status = server.wait()
+    if status not in (0, 128 + signal.SIGTERM, -signal.SIGTERM, 128 + signal.SIGINT, -signal.SIGINT):
+        raise ValueError(f"vLLM ended with exit status {status}; its own output is above")

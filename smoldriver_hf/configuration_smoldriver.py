@@ -16,6 +16,7 @@ CAMERAS = (
 )
 CONNECTORS = ("linear", "pixel_shuffle")
 KEY_SOURCES = ("features", "position")
+MAX_IMAGE_SIDE = 4096  # pixels; far more than any tower is given, and far less than what would exhaust the memory
 
 # What `from_pretrained(..., trust_remote_code=True)` loads. transformers writes only the entry of the class being
 # saved; a repository needs all five, so the config carries them from the start.
@@ -57,6 +58,11 @@ class SmolDriverProjectorConfig(PreTrainedConfig):
         layer_norm_eps: float = 1e-6,
         **kwargs,
     ):
+        sizes = {"hidden_size": hidden_size, "num_attention_heads": num_attention_heads}
+        sizes |= {"intermediate_size": intermediate_size, "scale_factor": scale_factor}
+        for field, value in sizes.items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"projector {field} must be a positive integer; got {value!r}")
         if hidden_size % num_attention_heads or hidden_size % 4:
             raise ValueError(
                 "projector hidden_size must be divisible by num_attention_heads and by 4 (2-D sine-cosine positions); "
@@ -76,10 +82,12 @@ def _sub_config(config, default_model_type: str, field: str):
     """A config object of our own, of whatever architecture `config` (object, dict or None) names."""
     if config is None:
         return CONFIG_MAPPING[default_model_type]()
-    if not isinstance(config, dict):
+    if isinstance(config, PreTrainedConfig):
         return deepcopy(config)  # the caller's stays as it is, and no two models share one
+    if not isinstance(config, dict):
+        raise ValueError(f"{field} must be a configuration or a dict; got {config!r}")
     model_type = config.get("model_type", default_model_type)
-    if model_type not in CONFIG_MAPPING:
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise ValueError(f"{field}: transformers knows no architecture {model_type!r}")
     return CONFIG_MAPPING[model_type](**{key: value for key, value in config.items() if key != "model_type"})
 
@@ -134,8 +142,10 @@ class SmolDriverConfig(PreTrainedConfig):
             projector_config = SmolDriverProjectorConfig(
                 **{key: value for key, value in projector_config.items() if key != "model_type"}
             )
-        else:
+        elif isinstance(projector_config, PreTrainedConfig):
             projector_config = deepcopy(projector_config)
+        else:
+            raise ValueError(f"projector_config must be a configuration or a dict; got {projector_config!r}")
         self.projector_config = projector_config
 
         self._check_parts()
@@ -146,6 +156,8 @@ class SmolDriverConfig(PreTrainedConfig):
 
         if isinstance(cameras, str):
             raise ValueError(f"cameras must be a list of names, not one string; got {cameras!r}")
+        if not isinstance(cameras, list | tuple):
+            raise ValueError(f"cameras must be a list of names; got {cameras!r}")
         self.cameras = list(cameras)
         self.max_queries = max_queries
         self.num_queries = max_queries if num_queries is None else num_queries
@@ -191,13 +203,20 @@ class SmolDriverConfig(PreTrainedConfig):
             raise ValueError(f"cameras must be a non-empty list of names like 'CAM_FRONT' (identifiers); got {names}")
         if len(set(names)) != len(names):
             raise ValueError(f"cameras must not repeat a name; got {names}")
-        size = [self.image_size] if isinstance(self.image_size, int) else list(self.image_size)
-        if len(size) > 2 or not all(isinstance(side, int) and side > 0 for side in size):
-            raise ValueError(f"image_size must be one side or (height, width) in pixels; got {self.image_size!r}")
+        size = self.image_size if isinstance(self.image_size, list | tuple) else [self.image_size] * 2
+        if len(size) != 2 or not all(
+            isinstance(side, int) and not isinstance(side, bool) and 0 < side <= MAX_IMAGE_SIDE for side in size
+        ):
+            raise ValueError(
+                f"image_size must be one side or (height, width), 1…{MAX_IMAGE_SIDE} pixels; got {self.image_size!r}"
+            )
         for field in ("max_queries", "num_queries"):
             value = getattr(self, field)
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= self.max_queries:
                 raise ValueError(f"{field} must be an integer between 1 and max_queries; got {value!r}")
+        token = self.image_token_id
+        if token is not None and (isinstance(token, bool) or not isinstance(token, int) or token < 0):
+            raise ValueError(f"image_token_id must be None or a token's id, 0 or more; got {token!r}")
         if self.connector not in CONNECTORS:
             raise ValueError(f"connector must be one of {CONNECTORS}; got {self.connector!r}")
         if self.key_source not in KEY_SOURCES:

@@ -20,6 +20,8 @@ from transformers.image_utils import (
 from transformers.utils import TensorType, is_torch_tensor
 
 MAX_PIXELS = 64_000_000  # forty times a nuScenes frame; more is taken for a decompression bomb
+# PIL reads more, but shows black for some cut JPEG 2000 files, and starts a PostScript interpreter for EPS.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # an MPO is read as a JPEG
 DRAFT_FACTOR = 2  # JPEGs are decoded at 1/2, 1/4 or 1/8 scale as long as twice the wanted size is left
 
 
@@ -56,34 +58,43 @@ class SmolDriverImageProcessor(PilBackend):
         """One image of any accepted kind → (3, height, width) uint8.
 
         Raises:
-            ValueError: not an image, broken or truncated data, no pixels, or too many.
+            ValueError: not an image, broken or truncated data, no pixels, too many, or a URL that gives none.
         """
         target = (size.width, size.height) if do_resize and size is not None else None
         is_file = isinstance(image, os.PathLike) or (isinstance(image, str) and os.path.exists(image))
         where = f"image {os.fspath(image)!r}" if is_file else f"image of type {type(image).__name__}"
         try:
+            # Opening a pipe would wait for somebody to write into it.
+            if is_file and os.path.exists(image) and not os.path.isfile(image):
+                raise ValueError("expected a file")
             with ExitStack() as files:
-                picture = files.enter_context(Image.open(image)) if is_file else _as_picture(image)
+                picture = files.enter_context(Image.open(image, formats=FORMATS)) if is_file else _as_picture(image)
                 if min(picture.size) < 1 or picture.width * picture.height > MAX_PIXELS:
                     raise ValueError(f"expected 1 to {MAX_PIXELS} pixels, got {picture.width}x{picture.height}")
                 if is_file and target:  # never on a caller's own object: draft() changes it
                     picture.draft(None, (DRAFT_FACTOR * max(target), DRAFT_FACTOR * max(target)))
                 rgb = _to_rgb(ImageOps.exif_transpose(picture))
         except UnidentifiedImageError as error:
-            raise ValueError(f"{where}: expected a picture in a format that PIL reads") from error
+            raise ValueError(f"{where}: expected a picture in one of the formats {', '.join(FORMATS)}") from error
         except Image.DecompressionBombError as error:
             raise ValueError(f"{where}: expected at most {MAX_PIXELS} pixels: {error}") from error
-        except (OSError, ValueError, SyntaxError, EOFError) as error:  # what broken files make PIL raise
-            raise ValueError(f"{where}: cannot be read as a camera image: {error}") from error
+        except Exception as error:  # broken files and dead URLs make PIL's parsers and httpx raise almost anything
+            raise ValueError(f"{where}: cannot be read as a camera image: {error or type(error).__name__}") from error
         if target and rgb.size != target:
             rgb = rgb.resize(target, resample=resample)
         return np.asarray(rgb).transpose(2, 0, 1)  # (3, height, width)
 
     def _standardize_kwargs(self, **kwargs) -> dict:
+        given = kwargs.get("size")
+        if isinstance(given, list | tuple) and len(given) != 2:
+            raise ValueError(f"size must give height and width in pixels; got {given}")
         kwargs = super()._standardize_kwargs(**kwargs)
         size = kwargs["size"]
-        if kwargs.get("do_resize") and size is not None and not (size.height and size.width):
-            raise ValueError(f"size must give height and width in pixels; got {dict(size)}")
+        if kwargs.get("do_resize") and size is not None:
+            if not (size.height and size.width):
+                raise ValueError(f"size must give height and width in pixels; got {dict(size)}")
+            if min(size.height, size.width) < 1 or size.height * size.width > MAX_PIXELS:
+                raise ValueError(f"size must be 1 to {MAX_PIXELS} pixels; got {size.width}x{size.height}")
         return kwargs
 
     def _preprocess(
@@ -106,8 +117,14 @@ class SmolDriverImageProcessor(PilBackend):
         scale = np.full((3, 1, 1), rescale_factor if do_rescale else 1.0, dtype=np.float32)
         shift = np.zeros((3, 1, 1), dtype=np.float32)
         if do_normalize:
+            mean = np.asarray(image_mean, dtype=np.float32).reshape(-1, 1, 1)
             std = np.asarray(image_std, dtype=np.float32).reshape(-1, 1, 1)
-            shift = -np.asarray(image_mean, dtype=np.float32).reshape(-1, 1, 1) / std
+            if not {len(mean), len(std)} <= {1, 3} or not np.isfinite([*mean, *std]).all() or std.min() <= 0:
+                raise ValueError(
+                    "image_mean and image_std must be one number or three, the latter above zero; "
+                    f"got {image_mean} and {image_std}"
+                )
+            shift = -mean / std
             scale = scale / std
         pixel_values = np.stack(images).astype(np.float32)  # (images, 3, height, width)
         pixel_values *= scale
@@ -124,7 +141,7 @@ def _as_picture(image: Any) -> Image.Image:
             return load_image(image)
         data = image.partition(",")[2] if image.startswith("data:") else image
         try:
-            return Image.open(io.BytesIO(base64.b64decode(data, validate=True)))
+            return Image.open(io.BytesIO(base64.b64decode(data, validate=True)), formats=FORMATS)
         except (ValueError, UnidentifiedImageError) as error:
             raise ValueError(f"{image[:80]!r} is no file, URL or base64 data of a picture") from error
     if is_torch_tensor(image):

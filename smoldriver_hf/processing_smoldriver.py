@@ -143,6 +143,11 @@ class SmolDriverProcessor(ProcessorMixin):
         max_queries, num_queries: queries that exist, and in use by default, per camera.
         queries_per_token: queries that one visual token takes: 1, or `scale_factor`² with `pixel_shuffle`.
         image_token: the placeholder.
+
+    Raises (when called):
+        ValueError: images, texts, cameras or budget that do not fit each other or this model, or an image that cannot
+            be read; names the sample and the camera.
+        StrictDataclassFieldValidationError: transformers' own, for an option of a wrong type, such as a budget of 2.5.
     """
 
     valid_processor_kwargs = SmolDriverProcessorKwargs
@@ -185,7 +190,13 @@ class SmolDriverProcessor(ProcessorMixin):
         return self.apply_chat_template([message], add_generation_prompt=True)
 
     def apply_chat_template(self, conversation, chat_template: str | None = None, **kwargs):
-        """See `ProcessorMixin.apply_chat_template`. Image parts without a `"camera"` are taken in order."""
+        """See `ProcessorMixin.apply_chat_template`. Image parts without a `"camera"` are taken in order.
+
+        Raises:
+            ValueError: not a list of messages with role and content, or as when the processor is called.
+            jinja2.TemplateError: a role, a part or a camera that the template does not know.
+        """
+        _check_conversation(conversation)
         rendered = super().apply_chat_template(conversation, chat_template, **kwargs)
         if isinstance(rendered, str):
             return RenderedPrompt(rendered)
@@ -204,6 +215,8 @@ class SmolDriverProcessor(ProcessorMixin):
             for item in texts:
                 if not isinstance(item, str):
                     raise ValueError(f"text must be a string or a list of strings; got {type(item).__name__}")
+                if not item.isascii():
+                    _reject_surrogates(item)
             if not texts:
                 raise ValueError("text must hold at least one string; got an empty list")
         if images is None:
@@ -359,6 +372,40 @@ class SmolDriverProcessor(ProcessorMixin):
             return MultiModalData()
         tokens = self.num_image_tokens(num_queries)
         return MultiModalData(num_image_tokens=[tokens] * len(image_sizes), num_image_patches=[1] * len(image_sizes))
+
+
+def _check_conversation(conversation: Any) -> None:
+    """Whether this is a conversation, or a list of them, that the chat template can read without guessing."""
+    batched = isinstance(conversation, list | tuple) and conversation and isinstance(conversation[0], list | tuple)
+    for messages in conversation if batched else [conversation]:
+        if not isinstance(messages, list | tuple) or not messages:
+            raise ValueError(f"a conversation must be a list of messages; got {_brief(messages)}")
+        for message in messages:
+            if not isinstance(message, Mapping) or not isinstance(message.get("content"), str | list | tuple):
+                raise ValueError(
+                    "a message must be a dict with a role and, as content, a text or a list of parts; "
+                    f"got {_brief(message)}"
+                )
+            for part in () if isinstance(message["content"], str) else message["content"]:
+                if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
+                    raise ValueError(f"a part of a message must be a dict with a type; got {_brief(part)}")
+                if part["type"] == "text" and not isinstance(part.get("text"), str):
+                    raise ValueError(f"a part of type text must have a string as text; got {_brief(part)}")
+                if part["type"] == "image" and not isinstance(part.get("camera"), str | None):
+                    raise ValueError(f"a camera must be named by a string; got {_brief(part)}")
+
+
+def _brief(value: Any) -> str:
+    """The beginning of what was given."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
+
+
+def _reject_surrogates(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # no tokenizer takes it, and each fails in its own way
+        raise ValueError(f"text has half of a surrogate pair, {text[error.start]!a}; expected Unicode") from error
 
 
 __all__ = ["RenderedPrompt", "SmolDriverProcessor", "chat_template_for"]

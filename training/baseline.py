@@ -9,15 +9,19 @@ user writes. It is saved with the processor, so `AutoProcessor` of a fine-tuned 
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import ExifTags, Image, ImageOps
-from transformers import AutoConfig, AutoTokenizer, Idefics3Processor
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, Idefics3Processor, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
 from smoldriver_hf.processing_smoldriver import chat_template_for
 from training.collate import EncodedFrame, Example, PackedSceneCollator, SceneCollator
+from training.features import FeatureCache, evaluating, image_settings, settings_of, weights_hash, write_features
 
 
 def load_processor(
@@ -30,8 +34,8 @@ def load_processor(
         cameras: names that prompts may use.
         image_splitting: cut each image into tiles of the tower's size, as SmolVLM ships; without it an image is one
             tile, the size of the tower's input.
-        longest_edge: pixels to which the longer side is resized before cutting; default: the checkpoint's, or one
-            tile where nothing is cut.
+        longest_edge: pixels to which the longer side is resized before cutting; default: the checkpoint's, or two
+            tiles where nothing is cut, so that the shorter side of a 16:9 picture fills its square too.
 
     Raises:
         ValueError: a tokenizer that was not made for images.
@@ -39,7 +43,7 @@ def load_processor(
     config = AutoConfig.from_pretrained(checkpoint)
     vision = config.vision_config
     if longest_edge is None and not image_splitting:
-        longest_edge = vision.image_size
+        longest_edge = 2 * vision.image_size
     size = {} if longest_edge is None else {"size": {"longest_edge": longest_edge}}
     image_processor = Idefics3ImageProcessorPil.from_pretrained(
         checkpoint,
@@ -136,8 +140,19 @@ class _SmolVLMInputs:
         scenes: list[Mapping[str, Any]] = [self.shown(example) for example in examples]  # type: ignore[attr-defined]
         if not any(scenes):
             return {}
+        if self.features is not None:  # type: ignore[attr-defined]
+            return self._cached(scenes, owners)
         vision = self.processor.pixels([list(scene.values()) for scene in scenes])
         return {name: values[owners] for name, values in vision.items()}
+
+    def _cached(self, scenes: list[Mapping[str, Any]], owners: list[int]) -> dict[str, torch.Tensor]:
+        """Features in the place of pixels, (rows, images, 1, patches, hidden); zeros are padding, as in pixels."""
+        features = [
+            torch.stack([self.features[path] for path in scene.values()])  # type: ignore[attr-defined]
+            for scene in scenes
+        ]
+        padded = nn.utils.rnn.pad_sequence(features, batch_first=True)  # (scenes, most images, patches, hidden)
+        return {"pixel_values": padded[owners][:, :, None].float()}
 
 
 class BaselineCollator(_SmolVLMInputs, SceneCollator):
@@ -146,6 +161,38 @@ class BaselineCollator(_SmolVLMInputs, SceneCollator):
 
 class PackedBaselineCollator(_SmolVLMInputs, PackedSceneCollator):
     """`PackedSceneCollator` for SmolVLM: a frame's questions behind its images."""
+
+
+def build_features(
+    model: PreTrainedModel, view: SceneView, image_paths: Sequence[str], folder: str | Path, batch_size: int = 16
+) -> FeatureCache:
+    """What a SmolVLM's frozen tower sees in images, as far as the folder lacks it; see `FeatureCache.build`."""
+    tower = model.base_model.vision_model
+
+    def encode(paths: list[str]) -> torch.Tensor:
+        pixels = view.pixels([[path] for path in paths])["pixel_values"][:, 0]
+        return tower(pixels.to(tower.device, tower.dtype)).last_hidden_state
+
+    fingerprint = {
+        "tower_weights": weights_hash(tower),
+        "tower": settings_of(tower.config),
+        "image_processor": image_settings(view.idefics3.image_processor),
+    }
+    with evaluating(tower):
+        return write_features(folder, image_paths, encode, fingerprint, batch_size=batch_size)
+
+
+def see_cached(model: PreTrainedModel) -> None:
+    """Let a SmolVLM's tower hand on features that come in the place of pixels, as `_SmolVLMInputs` writes them.
+
+    transformers' SmolVLM takes features only behind its connector, which trains. The tower's weights stay where they
+    are, so that checkpoints are whole.
+    """
+
+    def forward(pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        return BaseModelOutputWithPooling(last_hidden_state=pixel_values[:, 0])  # (images, patches, hidden)
+
+    model.base_model.vision_model.forward = forward
 
 
 def _opened(image: Any) -> Image.Image:

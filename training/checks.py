@@ -54,10 +54,10 @@ def check_arguments(
         raise ValueError("blind text shows no images, so tower and projector learn nothing: train the language model")
     if args.feature_cache and args.tower != "frozen":
         raise ValueError(f"a feature cache stands for a frozen tower; tower is {args.tower!r}")
-    if args.feature_cache and baseline:
-        raise ValueError(
-            f"a feature cache holds a SmolDriver tower's features; the checkpoint is a {model.config.model_type}"
-        )
+    if args.feature_cache and args.image_splitting:
+        raise ValueError("a feature cache holds one tile per image: leave out image_splitting or feature_cache")
+    if args.shared_qformer and (baseline or args.projector != "full"):
+        raise ValueError("shared_qformer is an ablation of SmolDriver's projector, trained in full")
     if (args.image_splitting or args.longest_edge) and not baseline:
         raise ValueError("image_splitting and longest_edge are settings of the SmolVLM baseline")
     if args.load_in_4bit and not config.bf16:

@@ -27,6 +27,9 @@ from typing import Any, BinaryIO
 CATEGORIES = ("perception", "prediction", "planning", "behavior")
 """In the order in which the challenge numbers a frame's questions, whatever the order in the file."""
 
+METRICS = ("accuracy", "GPT", "language", "match")
+"""What the challenge's tags, 0 to 3, ask for."""
+
 IMAGE_SIZE = (1600, 900)
 """Width and height in pixels of the images that the coordinates refer to."""
 
@@ -88,19 +91,22 @@ def read_frames(path: str | os.PathLike[str], on_bytes: Callable[[int], object] 
         on_bytes: called with the number of bytes read since the last call, for a progress bar.
 
     Raises:
-        ValueError: the JSON is truncated or malformed, a key or a frame token appears twice, or the structure is not
-            DriveLM's. The message has the byte position; frames before it have been yielded by then.
+        ValueError: the JSON is truncated, malformed or nested without end, a key or a frame token appears twice, or
+            the structure is not DriveLM's. The message has the byte position; frames before it have been yielded by
+            then.
     """
     owners: dict[str, str] = {}
     with open(path, "rb") as file:
         reader = _ObjectReader(file, os.fspath(path), on_bytes)
         for scene_token, scene, position in reader.items():
+            _reject_surrogates(scene_token, f"{os.fspath(path)}: the scene at byte {position}")
             where = f"{os.fspath(path)}: scene {scene_token} at byte {position}"
             key_frames = _expect(scene, dict, where).get("key_frames")
             for frame_token, frame in _expect(key_frames, dict, f"{where}, key_frames").items():
                 if frame_token in owners:  # it could land in two splits
                     raise ValueError(f"{where}: frame {frame_token} appears in scene {owners[frame_token]} as well")
                 owners[frame_token] = scene_token
+                _reject_surrogates(frame_token, where)
                 yield _parse_frame(scene_token, frame_token, frame, f"{where}, frame {frame_token}")
 
 
@@ -157,15 +163,18 @@ def split_hash(splits: Mapping[str, str]) -> str:
 
 def _parse_frame(scene_token: str, frame_token: str, frame: Any, where: str) -> Frame:
     fields = _expect(frame, dict, where)
-    by_category = _expect(fields.get("QA") or {}, dict, f"{where}, QA")
-    image_paths = _expect(fields.get("image_paths") or {}, dict, f"{where}, image_paths")
+    by_category = _optional(fields.get("QA"), dict, f"{where}, QA")
+    image_paths = _optional(fields.get("image_paths"), dict, f"{where}, image_paths")
+    for name in (*by_category, *image_paths):
+        _reject_surrogates(name, where)
     for camera, image_path in image_paths.items():
         _expect(image_path, str, f"{where}, image_paths, {camera}")
+        _reject_surrogates(image_path, f"{where}, image_paths, {camera}")
     order = [*CATEGORIES, *(category for category in by_category if category not in CATEGORIES)]
     items = [
         (category, item)
         for category in order
-        for item in _expect(by_category.get(category) or [], list, f"{where}, QA, {category}")
+        for item in _optional(by_category.get(category), list, f"{where}, QA, {category}")
     ]
     questions = [_parse_question(number, *item, f"{where}, question {number}") for number, item in enumerate(items)]
     return Frame(scene_token, frame_token, image_paths, questions)
@@ -173,25 +182,34 @@ def _parse_frame(scene_token: str, frame_token: str, frame: Any, where: str) -> 
 
 def _parse_question(number: int, category: str, item: Any, where: str) -> Question:
     fields = _expect(item, dict, where)
-    texts = [_expect(fields.get(key) or "", str, f"{where}, {key}").strip() for key in ("Q", "A")]
+    texts = [_optional(fields.get(key), str, f"{where}, {key}").strip() for key in ("Q", "A")]
     for text in texts:
-        if not text.isascii():
-            _reject_surrogates(text, where)
+        _reject_surrogates(text, where)
     tag = None
     if "tag" in fields:
         values = _expect(fields["tag"], list, f"{where}, tag")
         tag = tuple(_expect(value, int, f"{where}, tag") for value in values)
+        if not all(0 <= value < len(METRICS) for value in tag):
+            raise ValueError(f"{where}, tag: expected numbers of metrics, 0 to {len(METRICS) - 1}, got {list(tag)}")
     return Question(number, category, texts[0], texts[1], tag)
 
 
 def _expect(value: Any, kind: type, where: str) -> Any:
-    if not isinstance(value, kind):
+    if not isinstance(value, kind) or isinstance(value, bool):
         names = {dict: "an object", list: "a list", str: "a text", int: "a whole number"}
-        raise ValueError(f"{where}: expected {names[kind]}, got {json.dumps(value)[:80]}")
+        given = names[type(value)] if isinstance(value, dict | list) else json.dumps(value)[:80]
+        raise ValueError(f"{where}: expected {names[kind]}, got {given}")
     return value
 
 
+def _optional(value: Any, kind: type, where: str) -> Any:
+    """The value, or an empty one of its kind where the file has null or nothing."""
+    return kind() if value is None else _expect(value, kind, where)
+
+
 def _reject_surrogates(text: str, where: str) -> None:
+    if text.isascii():
+        return
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -268,6 +286,10 @@ class _ObjectReader:
                 failure = error
             except ValueError as error:
                 raise ValueError(f"{self._name}: {error}, after byte {self._position(self._index)}") from None
+            except RecursionError:
+                raise ValueError(
+                    f"{self._name}: objects and lists are nested too deeply, after byte {self._position(self._index)}"
+                ) from None
             if not (cut and self._load()):
                 self._fail(failure.msg, failure.pos)
 

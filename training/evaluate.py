@@ -266,7 +266,8 @@ def evaluate_predictions(
     scored: dict[str, Any] = {}
     for control, predictions in results.items():
         language = control in BLIND or control.startswith("sighted")
-        scored[control] = control_scores(predictions, results["sighted"], language, bert_scorer)
+        scorer = None if "@" in control else bert_scorer  # minutes on a CPU, which a curve over budgets need not cost
+        scored[control] = control_scores(predictions, results["sighted"], language, scorer)
         if control.startswith("drop:"):
             scored[control] |= dropped_camera_scores(predictions, control.partition(":")[2])
         if control == "absent_object":

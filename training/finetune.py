@@ -34,8 +34,16 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import SFTConfig, TrlParser
 
 from smoldriver_hf import CAMERAS
+from training.ablations import ablate
 from training.assemble import save_whole
-from training.baseline import BaselineCollator, PackedBaselineCollator, SceneView, load_processor
+from training.baseline import (
+    BaselineCollator,
+    PackedBaselineCollator,
+    SceneView,
+    build_features,
+    load_processor,
+    see_cached,
+)
 from training.callbacks import JsonlCallback, ProgressBar, first_and_last, loss_curve
 from training.checks import (
     check_arguments,
@@ -80,6 +88,10 @@ class FinetuneArguments:
     feature_cache: str | None = field(default=None, metadata={"help": "Folder for the frozen tower's features."})
     image_splitting: bool = field(default=False, metadata={"help": "Baseline: cut images into tiles."})
     longest_edge: int | None = field(default=None, metadata={"help": "Baseline: longer side before cutting."})
+    shared_qformer: bool = field(default=False, metadata={"help": "Ablation: one Q-Former for all cameras."})
+    keep_frozen: str | None = field(
+        default=None, metadata={"help": "Ablation: regular expression over names of weights that shall not train."}
+    )
     merge: bool = field(default=True, metadata={"help": "Fold adapters in at the end; else training.merge does."})
 
 
@@ -108,7 +120,7 @@ def main(args: FinetuneArguments, config: SFTConfig) -> Path:
     check_arguments(args, config, model, modules, cameras, view.cameras)
     check_data_cameras(cameras, rows.cameras)
 
-    train, held_out, features = load_examples(args, config, model, processor, rows, cameras)
+    train, held_out, features = load_examples(args, config, model, view, rows, cameras)
     collator = make_collator(args, model, view, features, config.seed)
     check_examples(train, collator, model)
 
@@ -126,6 +138,7 @@ def main(args: FinetuneArguments, config: SFTConfig) -> Path:
         peft_config=lora_config(args, modules),
         callbacks=[JsonlCallback(output_dir / "metrics.jsonl"), ProgressBar(), DrawBudgetsByEpoch(collator)],
     )
+    ablate(trainer, args.shared_qformer, args.keep_frozen)
     for callback in (ProgressCallback, PrinterCallback):  # ours shows more
         trainer.remove_callback(callback)
     check_sharding(trainer.accelerator.distributed_type)
@@ -152,7 +165,7 @@ def load_processors(args: FinetuneArguments, model_type: str, rows: Rows) -> tup
 
 
 def load_examples(
-    args: FinetuneArguments, config: SFTConfig, model: PreTrainedModel, processor: Any, rows: Rows, cameras: list[str]
+    args: FinetuneArguments, config: SFTConfig, model: PreTrainedModel, view: Any, rows: Rows, cameras: list[str]
 ) -> tuple[Dataset, Dataset | None, FeatureCache | None]:
     """Training and evaluation examples, and the frozen tower's features of their images where they are cached."""
     shown = [] if args.blind == "text" else cameras
@@ -164,7 +177,11 @@ def load_examples(
             held_out = training_examples(load_rows(args.data, args.eval_split), shown, args.pairs_per_sequence, black)
         if args.feature_cache:
             paths = {path for part in (train, held_out) if part for paths in part["images"] for path in paths}
-            features = FeatureCache.build(model, processor, sorted(paths), Path(args.feature_cache))
+            if isinstance(view, SceneView):
+                features = build_features(model, view, sorted(paths), args.feature_cache)
+                see_cached(model)
+            else:
+                features = FeatureCache.build(model, view, sorted(paths), args.feature_cache)
     return train, held_out, features
 
 

@@ -14,6 +14,7 @@ below the limit. Attention is counted as fused (its scores are never stored).
 
 import json
 import weakref
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -218,7 +219,10 @@ def estimate(config: SmolDriverConfig, args: FinetuneArguments, training: SFTCon
     modules = modules_of("smoldriver")
     low = torch.bfloat16 if training.bf16 else torch.float32
     with torch.device("meta"), no_init_weights():
-        model = SmolDriverForConditionalGeneration(config)
+        model = SmolDriverForConditionalGeneration(deepcopy(config))
+        model.tie_weights()  # which else the initialisation does
+        if args.cameras:  # the other Q-Formers are held, but see nothing
+            model.config.cameras = model.model.multi_modal_projector.cameras = list(args.cameras)
         freeze(model, how_of(args), modules)
         unchanged = [name for part, name in modules.items() if how_of(args)[part] != "full"]
         for name in [*unchanged, *([HEAD] if args.language_model != "full" else [])]:

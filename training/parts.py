@@ -95,7 +95,9 @@ def load_model(args: Any, model_type: str, half: bool) -> nn.Module:
         dtype=torch.bfloat16 if args.load_in_4bit else torch.float32,
     )
     freeze(model, how_of(args), modules)
-    if half and not args.load_in_4bit:
+    # A SmolVLM brings visual tokens to the type of its tower, which must then be that of its text embeddings.
+    mixed = model_type in BASELINES and args.language_model == "full"
+    if half and not args.load_in_4bit and not mixed:
         for part, name in modules.items():
             if how_of(args)[part] != "full":
                 model.get_submodule(name).to(torch.bfloat16)

@@ -32,7 +32,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -41,6 +41,7 @@ from tqdm import tqdm
 from transformers import HfArgumentParser
 
 from smoldriver_hf.configuration_smoldriver import CAMERAS
+from smoldriver_hf.image_processing_smoldriver import FORMATS, MAX_PIXELS
 from training.drivelm import (
     CATEGORIES,
     Frame,
@@ -85,6 +86,10 @@ class PrepareArguments:
         unknown = [category for category in self.categories if category not in CATEGORIES]
         if unknown or not self.categories:
             raise ValueError(f"--categories takes some of {', '.join(CATEGORIES)}; got {self.categories}")
+        for name in ("coordinates", "split"):
+            allowed = get_args(get_type_hints(PrepareArguments)[name])
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"--{name} takes one of {', '.join(allowed)}; got {getattr(self, name)!r}")
 
 
 class Report:
@@ -319,22 +324,30 @@ def _loss(question: Question, args: PrepareArguments) -> tuple[str, str] | None:
 
 
 def _locate(root: Path, path: str) -> tuple[str | None, int]:
-    """(path under the root, size in bytes) of an image by the rule in the module's docstring, or (None, -1)."""
+    """(path under the root, size in bytes) of an image by the rule in the module's docstring, or (None, -1).
+
+    A path that leaves the root on its way, or that no file can have (too long, a NUL inside), names no image.
+    """
     parts = PurePosixPath(path).parts
     while parts and parts[0] == "..":
         parts = parts[1:]
+    if ".." in parts:
+        return None, -1
     for candidate in (parts, parts[1:] if parts[:1] == ("nuscenes",) else ()):
-        if candidate and candidate[0] != "/" and (file := root.joinpath(*candidate)).is_file():
+        if candidate and not candidate[0].startswith("/") and os.path.isfile(file := root.joinpath(*candidate)):
             return "/".join(candidate), file.stat().st_size
     return None, -1
 
 
 def _is_readable(file: Path) -> bool:
+    """Whether the model's image processor will take it."""
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                return False
             image.draft("RGB", (200, 112))  # a JPEG is read to its end but decoded small, which is faster
             image.load()
-    except (OSError, SyntaxError, ValueError):  # what Pillow raises for broken files of different kinds
+    except Exception:  # broken files make Pillow's parsers raise almost anything
         return False
     return True
 
@@ -353,7 +366,10 @@ def _stored_root(image_root: Path, output_dir: Path) -> str:
 
 
 def _check_output(output_dir: Path) -> None:
-    """Refuse to replace folders that `training.prepare` cannot have written."""
+    """Refuse to replace what `training.prepare` cannot have written."""
+    for folder in (output_dir, output_dir / "frames", output_dir / "questions"):
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"{folder} is no folder; use another --output_dir")
     for name in ("frames", "questions"):
         if (output_dir / name).exists() and any(
             not file.name.endswith(".parquet") for file in (output_dir / name).iterdir()
@@ -372,7 +388,7 @@ def _unchanged(output_dir: Path, image_root: Path, info: dict[str, Any]) -> dict
         if any((output_dir / name).stat().st_size != size for name, size in done["files"].items()):
             return None
         images = pq.read_table(output_dir / "images.parquet").to_pylist()
-    except (OSError, ValueError, KeyError):  # not there, or not whole: prepare again
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not there, or not whole: prepare again
         return None
     same = all(_locate(image_root, image["path"]) == (image["file"], image["bytes"]) for image in images)
     return done if same else None

@@ -171,7 +171,9 @@ def _match_frames(questions: pa.Table, frames: pa.Table, path: Path) -> np.ndarr
     """Row number in `frames` for every question, shape (questions,)."""
 
     def keys(table: pa.Table) -> pa.ChunkedArray:
-        return pc.binary_join_element_wise(table["scene_token"], table["frame_token"], "/")
+        # With the length in front, or scene "a/b" with frame "c" would be scene "a" with frame "b/c".
+        length = pc.cast(pc.binary_length(table["scene_token"]), pa.string())
+        return pc.binary_join_element_wise(length, table["scene_token"], table["frame_token"], "/")
 
     numbers = pc.index_in(keys(questions), value_set=keys(frames).combine_chunks())
     if numbers.null_count:

@@ -9,10 +9,15 @@
 A recipe is one YAML file: `output_dir`, `data`, optionally `env` (environment variables), and a section per stage with
 that stage's arguments. Stages run in this order, those without a section are left out:
 
-    toyworld  prepare  assemble  transfer  heal  adapt  merge  baseline
+    toyworld  prepare  pictures  prepare_pictures  prepare_scenes  toybase  pretrain  pretrain_scenes
+    assemble  transfer  heal  adapt  merge  baseline  blind
 
-`heal`, `adapt` and `baseline` are `training.finetune`. Where a section does not say otherwise a stage writes
-`output_dir/STAGE`, reads `data`, and starts from the checkpoint of the stage before; `baseline` names its own.
+`pretrain`, `pretrain_scenes`, `heal`, `adapt`, `baseline` and `blind` are `training.finetune`. Where a section does
+not say otherwise a stage writes `output_dir/STAGE`, reads `data`, and starts from the checkpoint of the stage before.
+The stages of the first line make a world, pictures of another one, and a small SmolVLM pre-trained on them, first one
+by one, then six at a time; that SmolVLM is then what `assemble` takes apart, the teacher of `transfer` and the start
+of `baseline`. `blind` starts from what `assemble` made. Without them, `transfer` and `baseline` name their SmolVLM.
+`data` may name a stage of the recipe, e.g. `data: prepare_scenes` to heal on what the SmolVLM was pre-trained on.
 
 `output_dir/run.json` records for each stage its command, arguments, versions, sha256 of everything it read and wrote,
 minutes and figures. A stage is skipped if its record says finished and arguments, inputs and output are still as they
@@ -67,13 +72,26 @@ FINETUNE = Stage("finetune", "final", True, ("checkpoint", "data"), True)
 STAGES = {
     "toyworld": Stage("toyworld"),
     "prepare": Stage("prepare", inputs=("drivelm_json",)),
+    "pictures": Stage("toyworld"),
+    "prepare_pictures": Stage("prepare", inputs=("drivelm_json",)),
+    "prepare_scenes": Stage("prepare", inputs=("drivelm_json",)),
+    "toybase": Stage("toybase", inputs=("drivelm_json", "vision")),
+    "pretrain": FINETUNE,
+    "pretrain_scenes": FINETUNE,
     "assemble": Stage("assemble", inputs=("smolvlm", "vision", "text")),
     "transfer": Stage("transfer", "final", True, ("student", "teacher", "data"), True),
     "heal": FINETUNE,
     "adapt": FINETUNE,
     "merge": Stage("merge", inputs=("checkpoint", "adapter")),
     "baseline": FINETUNE,
+    "blind": FINETUNE,
 }
+WORLDS = {  # what prepares what
+    "prepare": ("toyworld", "drivelm.json"),
+    "prepare_pictures": ("pictures", "pictures.json"),
+    "prepare_scenes": ("pictures", "scenes.json"),
+}
+PRETRAINED_ON = {"pretrain": "prepare_pictures", "pretrain_scenes": "prepare_scenes"}
 
 
 @dataclass
@@ -116,22 +134,33 @@ def plan(recipe: dict[str, Any], root: Path, data: str | None) -> dict[str, dict
         ValueError: a stage has nothing to start from.
     """
     stages: dict[str, dict[str, Any]] = {}
-    checkpoint: str | None = None
+    checkpoint: str | None = None  # of the stage before
+    smolvlm: str | None = None  # pre-trained by this recipe
+    assembled: str | None = None
     for name in (name for name in STAGES if name in recipe):
         folder = root / name
         given = dict(recipe[name] or {})
         defaults: dict[str, Any] = {"output_dir": str(folder)}
-        if name == "prepare" and "toyworld" in stages:
-            world = stages["toyworld"]["output_dir"]
-            defaults |= {"drivelm_json": str(Path(world) / "drivelm.json"), "image_root": world}
+        if name in WORLDS and WORLDS[name][0] in stages:
+            world = stages[WORLDS[name][0]]["output_dir"]
+            defaults |= {"drivelm_json": str(Path(world) / WORLDS[name][1]), "image_root": world}
         if name == "prepare":
             data = given.get("output_dir", str(folder))
+        if name == "toybase":
+            made = [Path(stages[world]["output_dir"]) / file for world, file in WORLDS.values() if world in stages]
+            defaults["drivelm_json"] = [str(file) for file in made] or None
         if "data" in STAGES[name].inputs:
             defaults["data"] = data
+        if PRETRAINED_ON.get(name) in stages:
+            defaults["data"] = stages[PRETRAINED_ON[name]]["output_dir"]
+        if name == "assemble" and smolvlm:
+            defaults["smolvlm"] = smolvlm
         if name == "transfer":
-            defaults["student"] = checkpoint
-        if name in ("heal", "adapt", "merge"):
+            defaults |= {"student": checkpoint, "teacher": smolvlm}
+        if name in (*PRETRAINED_ON, "heal", "adapt", "merge"):
             defaults["checkpoint"] = checkpoint
+        if name in ("baseline", "blind"):
+            defaults["checkpoint"] = smolvlm if name == "baseline" else assembled
         if name == "adapt":
             defaults["merge"] = "merge" not in recipe
         if name == "merge":
@@ -139,14 +168,18 @@ def plan(recipe: dict[str, Any], root: Path, data: str | None) -> dict[str, dict
                 raise ValueError("section merge folds in the adapter of section adapt, which the recipe does not have")
             defaults["checkpoint"] = stages["adapt"]["checkpoint"]
             defaults["adapter"] = str(Path(stages["adapt"]["output_dir"]) / "adapter")
+        if given.get("data") in stages:
+            given["data"] = stages[given["data"]]["output_dir"]
         stages[name] = defaults | given
         missing = [key for key in (*STAGES[name].inputs, "output_dir") if stages[name].get(key, "") is None]
-        if missing or (name == "baseline" and "checkpoint" not in given):
-            raise ValueError(
-                f"section {name} needs {', '.join(missing) or 'checkpoint'}: no section before it makes one"
-            )
-        if name != "baseline":
+        if missing:
+            raise ValueError(f"section {name} needs {', '.join(missing)}: no section before it makes one")
+        if name not in ("baseline", "blind"):
             checkpoint = str(Path(stages[name]["output_dir"]) / result_of(name, stages[name]))
+        if name in PRETRAINED_ON:
+            smolvlm = checkpoint
+        if name == "assemble":
+            assembled = checkpoint
     return stages
 
 
@@ -164,6 +197,18 @@ def flags(arguments: dict[str, Any]) -> list[str]:
         values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict | bool) else value]
         words += [f"--{key}", *map(str, values)]
     return words
+
+
+def inputs_of(name: str, arguments: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What a stage reads, by argument; a list of files is numbered."""
+    found: dict[str, dict[str, Any]] = {}
+    for key in STAGES[name].inputs:
+        value = arguments.get(key)
+        if isinstance(value, list):
+            found |= {f"{key} {number}": fingerprint(path) for number, path in enumerate(value)}
+        elif value:
+            found[key] = fingerprint(value)
+    return found
 
 
 def fingerprint(path: str) -> dict[str, Any]:
@@ -275,7 +320,7 @@ def run_stage(name: str, now: dict[str, Any], record: Record, launcher: str | No
     entry = {
         **now,
         "status": "running",
-        "command": shlex.join(["python" if start == [sys.executable] else shlex.join(start)] + words),
+        "command": shlex.join([*(["python"] if start == [sys.executable] else start), *words]),
     }
     entry["minutes"] = before["minutes"] if before is not None and folder.exists() else 0.0
     record[name] = entry
@@ -315,8 +360,7 @@ def main(args: RunArguments) -> Path:
         with FileLock(root / ".lock", timeout=0):
             record = Record(root / "run.json", file)
             for name, arguments in stages.items():
-                inputs = {key: fingerprint(arguments[key]) for key in STAGES[name].inputs if arguments.get(key)}
-                now = {"arguments": arguments, "inputs": inputs}
+                now = {"arguments": arguments, "inputs": inputs_of(name, arguments)}
                 result = Path(arguments["output_dir"]) / result_of(name, arguments)
                 if is_finished(name, record, now, result):
                     print(f"== {name}: finished before, {result}")

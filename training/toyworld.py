@@ -12,6 +12,9 @@ It writes, all at once or not at all:
 
     OUTPUT_DIR/drivelm.json          DriveLM v1.1; image paths begin with ../nuscenes as in the release, and the
                                      leading .. stands for OUTPUT_DIR
+    OUTPUT_DIR/pictures.json         questions about single pictures, to pre-train on (`toyworld_pictures`), as a
+                                     DriveLM file whose frames have one camera each
+    OUTPUT_DIR/scenes.json           the same questions with all six pictures, the one in question named
     OUTPUT_DIR/nuscenes/             a nuScenes root, version v1.0-toy: samples, tables, map mask, LiDAR sweeps
     OUTPUT_DIR/priors.json           what a model without eyes can reach: best constant and best per-template answers
     OUTPUT_DIR/toyworld.json         the settings that made it
@@ -32,7 +35,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -47,6 +50,7 @@ from transformers.hf_argparser import HfArgumentParser
 
 from training.priors import answer_priors
 from training.toyworld_nuscenes import image_file, lidar_file, scan, write_map, write_tables
+from training.toyworld_pictures import picture_frame, scene_frame
 from training.toyworld_questions import (
     CATEGORIES,
     FrameQuestions,
@@ -57,7 +61,7 @@ from training.toyworld_questions import (
     write_questions,
 )
 from training.toyworld_render import render
-from training.toyworld_scene import ToyFrame, cameras, sample_frame
+from training.toyworld_scene import WEATHERS, ToyFrame, cameras, sample_frame
 
 _LANE_WORDS = ("left", "middle", "right")
 _JPEG_QUALITY = 88
@@ -74,6 +78,9 @@ class ToyWorldArguments:
     questions_per_frame: int = field(
         default=40, metadata={"help": "how many questions a frame keeps on average; balancing moves it by a few"}
     )
+    weathers: list[str] = field(
+        default_factory=lambda: list(WEATHERS), metadata={"help": "which weathers there are; one left out is unseen"}
+    )
     width: int = field(default=400, metadata={"help": "picture width in pixels, a multiple of 16; 9/16 of it high"})
     num_workers: int = field(
         default_factory=lambda: os.cpu_count() or 1, metadata={"help": "processes; the result is the same"}
@@ -89,6 +96,7 @@ class _Made(NamedTuple):
     visible: int
     visibility: tuple[float, ...]
     lidar_points: list[int]
+    pictures: dict[str, Any]
 
 
 def main(args: ToyWorldArguments) -> Path:
@@ -100,6 +108,8 @@ def main(args: ToyWorldArguments) -> Path:
     for name in ("scenes", "frames_per_scene", "questions_per_frame", "num_workers"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1; got {getattr(args, name)}")
+    if not args.weathers or not set(args.weathers) <= set(WEATHERS):
+        raise ValueError(f"--weathers takes some of {', '.join(WEATHERS)}; got {args.weathers}")
     cameras(args.width)
     output = Path(args.output_dir).absolute()
     settings = {key: value for key, value in asdict(args).items() if key not in ("output_dir", "num_workers")}
@@ -136,7 +146,13 @@ def _make(args: ToyWorldArguments, settings: dict[str, Any], output: Path) -> No
     questions = [item.questions for item in made]
     balance_world(questions, args.questions_per_frame, args.seed)
     scenes = [made[start : start + args.frames_per_scene] for start in range(0, len(made), args.frames_per_scene)]
-    _write_drivelm(output / "drivelm.json", scenes)
+    _write_drivelm(output / "drivelm.json", scenes, lambda item: {item.frame.token: _key_frame(item)})
+    _write_drivelm(output / "pictures.json", scenes, lambda item: item.pictures)
+    _write_drivelm(
+        output / "scenes.json",
+        scenes,
+        lambda item: {item.frame.token: scene_frame(item.frame, list(item.pictures.values()))},
+    )
     write_map(root)
     write_tables(
         root,
@@ -160,6 +176,7 @@ def _make_frames(args: ToyWorldArguments, root: Path) -> Iterator[_Made]:
         frames_per_scene=args.frames_per_scene,
         width=args.width,
         wanted=args.questions_per_frame,
+        weathers=tuple(args.weathers),
     )
     if args.num_workers == 1:
         yield from map(make, places)
@@ -170,9 +187,15 @@ def _make_frames(args: ToyWorldArguments, root: Path) -> Iterator[_Made]:
 
 
 def _make_frame(
-    place: tuple[int, int], root: Path, seed: int, frames_per_scene: int, width: int, wanted: int
+    place: tuple[int, int],
+    root: Path,
+    seed: int,
+    frames_per_scene: int,
+    width: int,
+    wanted: int,
+    weathers: tuple[str, ...],
 ) -> _Made:
-    frame = sample_frame(seed, *place, frames_per_scene)
+    frame = sample_frame(seed, *place, frames_per_scene, weathers)
     views = render(frame, width)
     for camera, view in views.items():
         Image.fromarray(view.pixels).save(root / image_file(frame, camera), quality=_JPEG_QUALITY)
@@ -180,7 +203,12 @@ def _make_frame(
     np.asarray(sweep, "<f4").tofile(root / lidar_file(frame))
     truth = find_truth(frame, views)
     questions = FrameQuestions(write_questions(frame, truth, wanted), *existence_truth(truth))
-    return _Made(frame, questions, key_object_infos(truth), len(truth.seen), truth.visibility, lidar_points.tolist())
+    pictures = {
+        f"{frame.token}-{camera}": picture_frame(frame, truth, camera, f"../nuscenes/{image_file(frame, camera)}")
+        for camera in views
+    }
+    key_objects, points = key_object_infos(truth), lidar_points.tolist()
+    return _Made(frame, questions, key_objects, len(truth.seen), truth.visibility, points, pictures)
 
 
 def _describe_scene(frame: ToyFrame) -> str:
@@ -189,7 +217,9 @@ def _describe_scene(frame: ToyFrame) -> str:
     return f"{weather}. The ego vehicle is in the {_LANE_WORDS[frame.ego_lane]} lane of a road with three lanes."
 
 
-def _write_drivelm(path: Path, scenes: list[list[_Made]]) -> None:
+def _write_drivelm(
+    path: Path, scenes: list[list[_Made]], key_frames: Callable[[_Made], dict[str, dict[str, Any]]]
+) -> None:
     """Scene by scene: the whole file as objects would take a multiple of its size."""
     with open(path, "w", encoding="utf-8") as file:
         file.write("{\n")
@@ -197,7 +227,7 @@ def _write_drivelm(path: Path, scenes: list[list[_Made]]) -> None:
             first = scene[0].frame
             content = {
                 "scene_description": _describe_scene(first),
-                "key_frames": {item.frame.token: _key_frame(item) for item in scene},
+                "key_frames": {token: frame for item in scene for token, frame in key_frames(item).items()},
             }
             file.write(f'"{first.scene_token}": {json.dumps(content)}')
             file.write(",\n" if number + 1 < len(scenes) else "\n")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 
@@ -273,7 +274,9 @@ def road_edges(ego_lane: int) -> tuple[float, float]:
     return (ego_lane + 0.5) * LANE_WIDTH, (ego_lane + 0.5 - LANES) * LANE_WIDTH
 
 
-def sample_frame(seed: int, scene: int, frame: int, frames_per_scene: int) -> ToyFrame:
+def sample_frame(
+    seed: int, scene: int, frame: int, frames_per_scene: int, weathers: Sequence[str] = WEATHERS
+) -> ToyFrame:
     """Draw one key frame.
 
     Weather belongs to the scene. Weather, behaviour of the ego car and traffic light go through shuffled rounds of
@@ -282,7 +285,7 @@ def sample_frame(seed: int, scene: int, frame: int, frames_per_scene: int) -> To
     """
     number = scene * frames_per_scene + frame
     behaviours = [(direction, speed) for direction in DIRECTIONS for speed in SPEEDS]
-    weather = _in_turn(seed, "weather", WEATHERS, scene)
+    weather = _in_turn(seed, "weather", weathers, scene)
     direction, speed = _in_turn(seed, "behaviour", behaviours, number)
     light = _in_turn(seed, "light", LIGHTS, number)
     ego_lane = _in_turn(seed, "lane", range(LANES), number)

@@ -33,6 +33,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 from trl import TrlParser
 
 import smoldriver_hf  # noqa: F401  registers the architecture
+from training.ablations import ablate
 from training.assemble import save_whole
 from training.callbacks import JsonlCallback, ProgressBar
 from training.collate import IGNORED, DrawBudgetsByEpoch, Example, SceneCollator
@@ -58,6 +59,10 @@ class TransferArguments:
     feature_cache: str | None = field(
         default=None,
         metadata={"help": "Folder for features of the teacher and of a frozen tower; default: live."},
+    )
+    shared_qformer: bool = field(default=False, metadata={"help": "Ablation: one Q-Former for all cameras."})
+    keep_frozen: str | None = field(
+        default=None, metadata={"help": "Ablation: regular expression over names of weights that shall not train."}
     )
     statistics_frames: int = field(default=256, metadata={"help": "Training frames for the target's mean and scale."})
     eval_frames: int | None = field(default=None, metadata={"help": "Held-out frames to use; default: all."})
@@ -414,7 +419,10 @@ def main(args: TransferArguments, config: TrainingArguments) -> Path:
             )
             if not args.train_tower:
                 student.to(config.device)
-                student_features = FeatureCache.build(student, processor, paths, folder / "student", batch_size=size)
+                with tower_in(torch.bfloat16 if config.bf16 else torch.float32, student):
+                    student_features = FeatureCache.build(
+                        student, processor, paths, folder / "student", batch_size=size
+                    )
 
     scenes = SceneCollator(processor, num_queries=budgets, features=student_features, seed=config.seed)
     largest = SceneCollator(processor, num_queries=budgets[-1], features=student_features)
@@ -438,6 +446,7 @@ def main(args: TransferArguments, config: TrainingArguments) -> Path:
         budgets=budgets,
         callbacks=[JsonlCallback(output_dir / "metrics.jsonl"), ProgressBar(), DrawBudgetsByEpoch(scenes)],
     )
+    ablate(trainer, args.shared_qformer, args.keep_frozen)
     checkpoint = last_whole_checkpoint(output_dir)
     if checkpoint and metrics_file.exists():
         metrics = json.loads(metrics_file.read_text())
@@ -462,6 +471,19 @@ def main(args: TransferArguments, config: TrainingArguments) -> Path:
         save_whole(final, student.cpu(), processor, notes={"transfer": metrics})
         print(json.dumps({"final": str(final), "start": metrics["start"], "end": metrics["end"]}))
     return final
+
+
+@contextmanager
+def tower_in(dtype: torch.dtype, student: PreTrainedModel) -> Iterator[None]:
+    """The student's tower in another type, as `training.finetune` holds a frozen one, and back with the same bits."""
+    tower = student.model.vision_tower
+    before = {name: weight.clone() for name, weight in tower.state_dict().items()}
+    try:
+        tower.to(dtype)
+        yield
+    finally:
+        tower.to(torch.float32)
+        tower.load_state_dict(before)
 
 
 def last_whole_checkpoint(output_dir: Path) -> str | None:

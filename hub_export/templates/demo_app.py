@@ -20,6 +20,17 @@ HERE = Path(__file__).resolve().parent
 MODEL = os.environ.get("SMOLDRIVER_MODEL", str(HERE.parent))
 REVISION = os.environ.get("SMOLDRIVER_REVISION")
 NEW_TOKENS = 64
+# Three cameras in a row as they stand around the car; two on a phone.
+CSS = """
+.cameras { display: grid !important; grid-template-columns: repeat(3, minmax(0, 1fr)); }
+@media (max-width: 640px) {
+  .cameras { grid-template-columns: repeat(2, minmax(0, 1fr)); }
+  .cameras.slots > * { height: 150px !important; }
+  .cameras.looked > * { height: 105px !important; }
+  .cameras [data-testid="block-label"] { font-size: 10px; padding: 2px 4px; }
+  .cameras [data-testid="block-label"] > span { display: none; }
+}
+"""
 
 processor = AutoProcessor.from_pretrained(MODEL, revision=REVISION, trust_remote_code=True)
 model = AutoModelForImageTextToText.from_pretrained(MODEL, revision=REVISION, trust_remote_code=True).eval()
@@ -91,7 +102,7 @@ def answer(question: str, num_queries: float, *pictures: Image.Image | None) -> 
 
 
 def examples() -> list[list]:
-    """Rows of the example table: question, budget, one image per camera."""
+    """Question, budget and one image per camera of each example."""
     listed = HERE / "examples" / "examples.json"
     if not listed.is_file():
         return []
@@ -103,6 +114,16 @@ def examples() -> list[list]:
     return rows
 
 
+def camera_grid(kind: str, **options) -> dict[str, gr.Image]:
+    """One picture per camera: what is ahead on top, what is behind below."""
+    ahead = [camera for camera in CAMERAS if "BACK" not in camera]
+    pictures = {}
+    with gr.Row(elem_classes=["cameras", kind]):
+        for camera in [*ahead, *(camera for camera in CAMERAS if camera not in ahead)]:
+            pictures[camera] = gr.Image(label=camera, min_width=100, **options)
+    return pictures
+
+
 def build() -> gr.Blocks:
     """The page."""
     with gr.Blocks(title="SmolDriver") as page:
@@ -110,15 +131,11 @@ def build() -> gr.Blocks:
             "# SmolDriver\nSix cameras around a car, one question, one answer. Any camera may be missing. "
             "For research; **not for controlling a vehicle**."
         )
-        slots = {}
-        ahead = [camera for camera in CAMERAS if "BACK" not in camera]
-        rows = (ahead, [camera for camera in CAMERAS if camera not in ahead])
-        for row in rows:
-            with gr.Row():
-                for camera in row:
-                    slots[camera] = gr.Image(label=camera, type="pil", height=200, sources=["upload", "clipboard"])
+        top = gr.Column()
+        slots = camera_grid("slots", type="pil", height=200, sources=["upload", "clipboard"], buttons=[])
         with gr.Row():
-            question = gr.Textbox(label="Question", value="Is there a pedestrian in front of the ego car?", scale=3)
+            default = "Is there a pedestrian in front of the ego car?"
+            question = gr.Textbox(label="Question", value=default, scale=3, min_width=280)
             budget = gr.Slider(
                 LOWEST,
                 processor.max_queries,
@@ -126,16 +143,13 @@ def build() -> gr.Blocks:
                 step=1,
                 label="Queries per camera (fewer are faster)",
                 scale=2,
+                min_width=280,
                 interactive=LOWEST < processor.max_queries,
             )
             ask = gr.Button("Ask", variant="primary", scale=1)
         reply = gr.Textbox(label="Answer", lines=2, max_lines=4, interactive=False)
         gr.Markdown("Where each camera's queries looked:")
-        looked = {}
-        for row in rows:
-            with gr.Row():
-                for camera in row:
-                    looked[camera] = gr.Image(label=camera, height=180, interactive=False, buttons=[])
+        looked = camera_grid("looked", height=170, interactive=False, buttons=[])
         inputs = [question, budget, *(slots[camera] for camera in CAMERAS)]
         gr.on(
             [ask.click, question.submit],
@@ -146,9 +160,11 @@ def build() -> gr.Blocks:
         )
         listed = examples()
         if listed:
-            gr.Examples(listed, inputs, label="Generated scenes")
+            labels = [f"{number}. {row[0]}" for number, row in enumerate(listed, 1)]
+            with top:
+                gr.Examples(listed, inputs, label="Generated scenes, with a question each", example_labels=labels)
     return page
 
 
 if __name__ == "__main__":
-    build().launch()
+    build().launch(css=CSS)

@@ -34,7 +34,8 @@ def built(tmp_path_factory, checkpoint):
     )
     world = save_world(root / "world")
     command = [sys.executable, "-m", "hub_export", "build", "--checkpoint", checkpoint, "--out", root / "smoldriver"]
-    subprocess.run([*command, "--examples", world, "--only_installed"], check=True, cwd=ROOT)
+    options = ["--license", "cc-by-nc-sa-4.0", "--only_installed"]
+    subprocess.run([*command, "--examples", world, *options], check=True, cwd=ROOT)
     return root / "smoldriver"
 
 
@@ -50,7 +51,8 @@ def test_a_build_is_a_whole_repository_and_nothing_else(built):
         *code,
         *examples,
         *("README.md", "LICENSE", "requirements.txt", "config.json", "generation_config.json", "model.safetensors"),
-        *("processor_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "finetune.json"),
+        *("processor_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
+        "recipe/1-finetune.json",
         *("picture.png", "demo/app.py", "demo/README.md", "demo/requirements.txt", "demo/examples/examples.json"),
         *(".hub_export/reference.safetensors", ".hub_export/stamp.json"),
     }
@@ -136,7 +138,7 @@ def test_the_published_configuration_names_all_auto_classes_and_no_place_of_this
     assert set(config["auto_map"]) == {
         *("AutoConfig", "AutoModel", "AutoModelForImageTextToText", "AutoProcessor", "AutoImageProcessor"),
     }
-    note = json.loads((built / "finetune.json").read_text())
+    note = json.loads((built / "recipe" / "1-finetune.json").read_text())
     assert note["command"] == "python -m training.finetune --checkpoint initial"
 
 
@@ -163,7 +165,7 @@ def test_the_cards_snippet_runs_as_it_stands(built, tmp_path):
 def test_the_card_is_made_of_what_is_there(built):
     text = (built / "README.md").read_text()
     assert "picture.png" in text and "published without an evaluation" in text and "No cost was measured" in text
-    assert "- steps: 12" in text and "(finetune.json)" in text
+    assert "- steps: 12" in text and "(recipe/1-finetune.json)" in text
     total = sum(tensor.numel() for tensor in load_file(built / "model.safetensors").values())
     assert f"{total / 1e6:.1f} M" in text
 
@@ -176,6 +178,7 @@ def test_examples_carry_the_models_own_answers(built):
         images = {camera: str(built / "demo" / "examples" / path) for camera, path in example["images"].items()}
         answer = model.encode_scene(images, processor).ask(example["question"], max_new_tokens=32)
         assert (example["question"], example["answer"]) == ("Is there a car?", answer)
+        assert (example["reference"], example["split"]) == ("Yes.", None)
 
 
 def test_an_adapter_is_merged_into_bf16(checkpoint, tmp_path):
@@ -233,7 +236,7 @@ def test_a_build_never_overwrites_and_leaves_no_folder_when_it_fails(checkpoint,
     world = save_world(tmp_path / "world")
     (world / "toyworld.json").unlink()
     with pytest.raises(ValueError, match="toyworld.json"):
-        build.main(BuildArguments(str(checkpoint), str(tmp_path / "new"), examples=str(world)))
+        build.main(BuildArguments(str(checkpoint), str(tmp_path / "new"), examples=str(world), license="mit"))
     assert not (tmp_path / "new").exists()
 
 

@@ -62,6 +62,34 @@ def test_the_answer_is_streamed_and_ends_as_the_models_own(client, folder, witho
     assert [camera for camera, overlay in zip(CAMERAS, first, strict=True) if overlay is None] == list(without)
 
 
+def test_a_browser_shows_the_answer_with_a_camera_missing(client, folder, tmp_path):
+    """As a visitor: an example, one camera taken away, Ask. The page has no horizontal scroll on a phone."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    if not shutil.which("chromium"):
+        pytest.skip("no chromium here")
+    options = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+    options += ["--disable-background-networking", "--disable-component-update"]
+    with playwright.sync_playwright() as chromium:
+        browser = chromium.chromium.launch_persistent_context(
+            tmp_path / "profile",
+            executable_path=shutil.which("chromium"),
+            args=options,
+            viewport={"width": 390, "height": 844},
+        )
+        page = browser.new_page()
+        page.goto(client.src)
+        page.get_by_role("button", name="1. Is there a car?").click()
+        page.wait_for_function("document.querySelectorAll('.slots img').length == 6")
+        page.locator(".slots").get_by_label("Remove Image").nth(4).click()
+        page.wait_for_function("document.querySelectorAll('.slots img').length == 5")
+        page.get_by_role("button", name="Ask").click()
+        page.wait_for_function("document.querySelectorAll('.looked img').length == 5")
+        answer = page.get_by_label("Answer")
+        playwright.expect(answer).not_to_have_value("")
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        browser.close()
+
+
 def test_no_image_and_no_question_are_told(client, folder):
     with pytest.raises(gradio_client.exceptions.AppError, match="at least one camera"):
         client.predict("Is there a car?", 8, *images(folder, CAMERAS), api_name="/answer")
@@ -72,4 +100,5 @@ def test_no_image_and_no_question_are_told(client, folder):
 def test_the_examples_are_those_of_the_world(folder, tmp_path):
     examples = demo.read_world(save_world(tmp_path / "world"), list(CAMERAS))
     assert [len(example["images"]) for example in examples] == [6, 5]
+    assert [(example["question"], example["reference"]) for example in examples] == [("Is there a car?", "Yes.")] * 2
     assert (folder / "picture.png").is_file()

@@ -148,6 +148,22 @@ def test_unknown_engines_and_missing_ones_are_clear_errors(tmp_path):
         main(ServeArguments("vllm", str(tmp_path), python=str(empty)))
 
 
+def test_a_stopped_server_takes_vllm_with_it(tmp_path):
+    folder = save_checkpoint(tmp_path / "smoldriver")
+    engine = tmp_path / "python"
+    engine.write_text(f'#!/bin/sh\n[ "$1" = -c ] && exit 0\necho $$ > "{tmp_path}/pid"\nexec sleep 600\n')
+    engine.chmod(0o755)
+    command = [sys.executable, "-m", "hub_export", "serve", "vllm", str(folder), "--python", str(engine)]
+    server = subprocess.Popen(command, cwd=ROOT)
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().strip():
+        assert server.poll() is None
+        time.sleep(0.1)
+    server.terminate()
+    assert server.wait(timeout=60) == 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif("SMOLDRIVER_VLLM_PYTHON" not in os.environ, reason="needs an environment with vLLM")
 @pytest.mark.parametrize("num_queries", [None, 2])

@@ -323,7 +323,7 @@ def test_scrambled_files_raise_value_errors_only(tmp_path):
         ("no_such_file.jpg", "'no_such_file.jpg' is no file, URL or base64 data"),
         ("", "is no file, URL or base64 data"),
         (".", "cannot be read as a camera image"),
-        (__file__, "expected a picture in a format that PIL reads"),
+        (__file__, "expected a picture in one of the formats BMP, GIF, JPEG, "),
         (Image.new("RGB", (0, 5)), "expected 1 to .* pixels, got 0x5"),
         (np.zeros((0, 4, 3), np.uint8), r"got \(0, 4, 3\)"),
         (np.zeros((5, 4, 2), np.uint8), r"got \(5, 4, 2\)"),

@@ -1,11 +1,15 @@
 """Presets answer like the reference, at the cost of their rounding."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
+import smoldriver_hf
 from smoldriver_hf import CAMERAS
 from smoldriver_hf.loading_smoldriver import PackedLinear, load, set_precision
+from tests.smoldriver_hf.test_auto_classes import clean_run
 from tests.tiny import scene as pictures
 from tests.tiny import tiny_model, tiny_processor
 
@@ -59,6 +63,24 @@ def test_packed_linear_is_the_linear(bias, shape):
     linear = nn.Linear(24, 40, bias=bias).bfloat16()
     hidden_states = torch.randn(shape, dtype=torch.bfloat16)
     torch.testing.assert_close(PackedLinear(linear)(hidden_states), linear(hidden_states))
+
+
+STRANGER = """
+import sys
+sys.path.insert(0, ".")
+from loading_smoldriver import load
+model, processor = load(sys.argv[1], trust_remote_code=True)
+print(type(model).__module__.split(".")[0], processor.cameras[0], model.lm_head.weight.sum().item())
+"""
+
+
+def test_the_file_works_on_its_own(checkpoint, tmp_path):
+    """In a process without the package, beside an export."""
+    source = Path(smoldriver_hf.__file__).with_name("loading_smoldriver.py")
+    (tmp_path / source.name).write_bytes(source.read_bytes())
+    printed = clean_run(STRANGER, checkpoint, cwd=tmp_path).split()
+    assert printed[:2] == ["transformers_modules", CAMERAS[0]]
+    assert float(printed[2]) == pytest.approx(tiny_model().lm_head.weight.sum().item(), abs=1e-4)
 
 
 def test_what_is_refused(checkpoint):

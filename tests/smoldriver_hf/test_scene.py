@@ -274,19 +274,28 @@ def test_errors_stay_with_their_question(model, processor, monkeypatch):
 
 
 def test_threads_read_one_scene(model, processor):
+    """Eight at a time, half of them asking one by one, get what one alone gets."""
     scene = model.encode_scene(pictures(0), processor)
     expected = scene.ask_all(QUESTIONS, max_new_tokens=8)
-    got: list = [None] * 6
+    assert len({answer.token_ids for answer in expected}) == len(QUESTIONS)
+    got: list = [None] * 8
+    together = threading.Barrier(len(got))
 
     def work(index):
-        got[index] = scene.ask_all(QUESTIONS, batch_size=1 + index, max_new_tokens=8)
+        together.wait()
+        if index % 2:
+            got[index] = scene.ask_all(QUESTIONS, batch_size=1 + index, max_new_tokens=8)
+        else:  # each in an order of its own
+            order = [(index + number) % len(QUESTIONS) for number in range(len(QUESTIONS))]
+            got[index] = {number: scene.ask(QUESTIONS[number], max_new_tokens=8) for number in order}
 
     threads = [threading.Thread(target=work, args=(index,)) for index in range(len(got))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert got == [expected] * len(got)
+    texts = dict(enumerate(answer.text for answer in expected))
+    assert got == [expected if index % 2 else texts for index in range(len(got))]
 
 
 def test_what_a_scene_refuses(processor):

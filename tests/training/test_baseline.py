@@ -7,7 +7,14 @@ from tiny import picture, scene
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from smoldriver_hf import CAMERAS
-from training.baseline import BaselineCollator, PackedBaselineCollator, SceneView, load_processor
+from training.baseline import (
+    BaselineCollator,
+    PackedBaselineCollator,
+    SceneView,
+    build_features,
+    load_processor,
+    see_cached,
+)
 from training.collate import SceneCollator
 
 PAIRS = [("Is there a car?", "Yes."), ("What is behind us, and what will it do?", "A truck."), ("Brake?", "No.")]
@@ -139,3 +146,28 @@ def test_an_unreadable_image_is_told(checkpoint, tmp_path):
             BaselineCollator(view(checkpoint, image_splitting=splitting))(
                 [{"images": {"CAM_FRONT": str(tmp_path / "x.png")}, "pairs": PAIRS[:1]}]
             )
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_frozen_towers_features_stand_for_pixels(checkpoint, tmp_path, packed):
+    frames = []
+    for number, frame in enumerate((FRAME, SMALL)):
+        paths = {camera: str(tmp_path / f"{number}{camera}.png") for camera in frame["images"]}
+        for camera, path in paths.items():
+            frame["images"][camera].save(path)
+        frames.append({**frame, "images": paths})
+    model, own = AutoModelForImageTextToText.from_pretrained(checkpoint), view(checkpoint)
+    names = [path for frame in frames for path in frame["images"].values()]
+    cache = build_features(model, own, names, tmp_path / "cache")
+    examples = frames if packed else one_by_one(frames)
+    collator = PackedBaselineCollator if packed else BaselineCollator
+    live = collator(own)(examples)
+    cached = collator(own, features=cache)(examples)
+    with torch.no_grad():
+        expected = model(**live).loss.item()
+        see_cached(model)
+        assert model(**cached).loss.item() == pytest.approx(expected, abs=1e-3)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    model.save_pretrained(tmp_path / "saved")  # with the tower that cached features stood for
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path / "saved").state_dict()
+    assert before.keys() == again.keys()

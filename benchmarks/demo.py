@@ -1,0 +1,140 @@
+"""The whole road in a quarter of an hour on two CPU cores: train, compare, export, ask.
+
+    python -m benchmarks.demo            # or make demo
+
+On the embedded toy world, with training/recipes/demo.yaml: SmolDriver through all stages, SmolVLM fine-tuned, and the
+blind control; each evaluated on scenes that no model has seen. SmolDriver is then exported and proved in a clean
+process, the exported folder answers questions about a held-out scene, and `outputs/demo/report.html` shows it all.
+What is finished is not done again: a second call shows the results in seconds.
+"""
+
+import json
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import HfArgumentParser
+
+from benchmarks import toyworld
+from benchmarks.toyworld import ROOT, ToyworldArguments, python
+from training.metrics import answer_correct
+
+RECIPE = ROOT / "training" / "recipes" / "demo.yaml"
+SHOWN = 8  # questions of the held-out scene
+
+
+@dataclass
+class DemoArguments:
+    output_dir: str = field(default="outputs/demo", metadata={"help": "Folder for everything."})
+
+
+def once(done: Path, title: str, *words: str) -> None:
+    """Run a module unless the file that it ends with is there."""
+    if done.exists():
+        print(f"== {title}: finished before", flush=True)
+        return
+    print(f"== {title}", flush=True)
+    python(*words, log=done.parent.parent / "log.txt", env={})
+    if not done.exists():
+        raise RuntimeError(f"python {shlex.join(words)} did not write {done}")
+
+
+def ask_held_out(export: Path, evaluation: Path, answers: Path) -> list[dict[str, Any]]:
+    """Ask the exported folder, in a process that cannot import this project, about a scene of the test split."""
+    if answers.exists():
+        return json.loads(answers.read_text())
+    rows = [json.loads(line) for line in (evaluation / "sighted" / "predictions.jsonl").read_text().splitlines()]
+    scene = rows[0]["scene_token"]
+    shown = [row for row in rows if row["scene_token"] == scene and row["category"] == "perception"][:SHOWN]
+    images = held_out_images(evaluation, scene)
+    command = [sys.executable, "-I", str(ROOT / "smoldriver_hf" / "__main__.py"), "ask", "--checkpoint", str(export)]
+    for camera, path in images.items():
+        command += ["--image", f"{camera}={path}"]
+    command += ["--json", *(row["question"] for row in shown)]
+    print(f"== ask: python -m smoldriver_hf ask --checkpoint {export} --image CAM_FRONT=… …", flush=True)
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"asking failed: {done.stderr[-2000:]}")
+    said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    result = [
+        {"question": row["question"], "reference": row["reference"], "answer": answer["answer"]}
+        for row, answer in zip(shown, said, strict=True)
+    ]
+    answers.write_text(json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def held_out_images(evaluation: Path, scene: str) -> dict[str, str]:
+    """{camera: file} of a scene's first frame, from the data that was evaluated on."""
+    from training.rows import load_rows
+
+    metrics = json.loads((evaluation / "metrics.json").read_text())
+    rows = load_rows(metrics["arguments"]["data"], metrics["split"])
+    return next(frame["images"] for frame, _ in rows.frames() if frame["scene_token"] == scene)
+
+
+def show(results: dict[str, Any], answers: list[dict[str, Any]], report: Path, minutes: float) -> None:
+    """The numbers and answers, for a terminal."""
+    blind = results["models"]["blind"]
+    print(f"\nA held-out scene, asked of the exported folder ({report.parent / 'export'}):")
+    for row in answers:
+        right = answer_correct(row["question"], row["reference"], row["answer"])
+        print(
+            f"  {'✓' if right else '✗'} {row['question']}\n      {row['answer']}"
+            + ("" if right else f"   (is: {row['reference']})")
+        )
+    print(f"\n{'answered right':34} {'perception':>10} {'all':>7} {'visual tokens':>14}")
+    for name, title in (
+        ("smoldriver", "SmolDriver"),
+        ("smolvlm-ft", "SmolVLM fine-tuned"),
+        ("blind", "blind, trained alike"),
+    ):
+        model = results["models"][name]
+        print(
+            f"{title:34} {model['perception']['estimate']:10.1%} {model['accuracy']['estimate']:7.1%} "
+            f"{model['visual_tokens_per_scene']:14.0f}"
+        )
+    gap = results["sighted_minus_trained_blind"]["smoldriver"]["perception"]
+    print(
+        f"\nSmolDriver sees: {100 * gap['estimate']:+.1f} points over the blind control on perception "
+        f"[{100 * gap['low']:+.1f}, {100 * gap['high']:+.1f}], on {blind['questions']} questions about "
+        f"{gap['scenes']} unseen scenes."
+    )
+    print(f"Everything, with pictures: {report}\n{minutes:.1f} minutes.")
+
+
+def main(args: DemoArguments) -> Path:
+    """Run what is not finished and show it; returns the report's path."""
+    began = time.monotonic()
+    root = Path(args.output_dir).absolute()
+    results = toyworld.main(
+        ToyworldArguments(str(root), str(root / "results.json"), seeds=[0], recipe=str(RECIPE), quick=True)
+    )
+    runs = [root / "seed0" / name / "evaluation" for name in ("smoldriver", "smolvlm-ft")]
+    trained = root / "seed0" / "smoldriver"
+    export, report = root / "export", root / "report.html"
+    once(
+        export / "config.json",
+        "export, and prove the export in a clean process",
+        *("-m", "hub_export", "build", "--checkpoint", str(trained / "merge")),
+        *("--metrics", str(runs[0] / "metrics.json"), "--out", str(export)),
+    )
+    answers = ask_held_out(export, runs[0], root / "answers.json")
+    losses = [f"{name}={trained / name / 'metrics.jsonl'}" for name in ("transfer", "heal", "adapt")]
+    losses.append(f"SmolVLM-FT={root / 'seed0' / 'smolvlm-ft' / 'baseline' / 'metrics.jsonl'}")
+    once(
+        report,
+        "report",
+        *("-m", "training.report", "--runs", *map(str, runs), "--data", str(root / "common" / "prepare")),
+        *("--losses", *losses, "--output", str(report), "--title", "SmolDriver on the toy world: does it look?"),
+    )
+    show(results, answers, report, (time.monotonic() - began) / 60)
+    return report
+
+
+if __name__ == "__main__":
+    main(HfArgumentParser(DemoArguments).parse_args_into_dataclasses()[0])

@@ -1,0 +1,259 @@
+"""The embedded benchmark: SmolVLM, SmolVLM fine-tuned and SmolDriver on the toy world, each beside its blind version.
+
+    python -m benchmarks.toyworld                   # everything, about four hours on two cores
+    python -m benchmarks.toyworld --quick           # one seed, no ablations
+
+One small SmolVLM is pre-trained on single pictures, once; all models start from it. Then, for every seed and with the
+numbers of training/recipes/toyworld.yaml (equal rows, steps and adapter size for all):
+
+    smoldriver         transfer, healing, QLoRA
+    smolvlm-ft         the baseline: the pre-trained SmolVLM, fine-tuned for as many steps as healing and QLoRA take
+    blind              the same language model without images, for as many steps
+    position-keys      ablation: attention keys made of positions only
+    shared-qformer     ablation: one Q-Former for all cameras
+    untrained-queries  ablation: queries stay as they were drawn
+    no-transfer        ablation: no knowledge transfer
+
+Each is evaluated on unseen scenes, and on a weather that no training scene has. A run is a folder of `--output_dir`
+with its recipe, `run.json` and evaluations; finished ones are not run again, a killed one goes on. Two runs go on side
+by side, each on one thread. `--output` is written anew after every run.
+"""
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+from benchmarks.toyworld_results import collect
+from training.offline_parts import fetch_dinov2_small, fetch_minilm
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPE = ROOT / "training" / "recipes" / "toyworld.yaml"
+COMMON = ("toyworld", "prepare", "pictures", "prepare_pictures", "prepare_scenes", "toybase")
+PRETRAIN = ("pretrain", "pretrain_scenes")
+SMOLDRIVER = ("assemble", "transfer", "heal", "adapt", "merge")
+TRAINED = ("transfer", "heal", "adapt")
+UNSEEN = {"weathers": ["fog"], "scenes": 60, "seed": 2}  # the recipe's worlds have no fog
+VARIANTS: dict[str, tuple[tuple[str, ...], dict[str, dict[str, Any]]]] = {
+    "smoldriver": (SMOLDRIVER, {}),
+    "smolvlm-ft": (("baseline",), {}),
+    "blind": (("assemble", "blind"), {}),
+    "position-keys": (SMOLDRIVER, {"assemble": {"key_source": "position"}}),
+    "shared-qformer": (SMOLDRIVER, {stage: {"shared_qformer": True} for stage in TRAINED}),
+    "untrained-queries": (SMOLDRIVER, {stage: {"keep_frozen": r".*\.queries"} for stage in TRAINED}),
+    "no-transfer": (tuple(stage for stage in SMOLDRIVER if stage != "transfer"), {}),
+}
+"""Name → stages of the recipe, and what is changed in them."""
+ONE_THREAD = {  # as runs go on side by side; the rest keeps what was once allocated, as in the recipes
+    "OMP_NUM_THREADS": "1",
+    "MALLOC_MMAP_THRESHOLD_": "4294967296",
+    "MALLOC_TRIM_THRESHOLD_": "8589934592",
+    "MALLOC_TOP_PAD_": "268435456",
+}
+QUICK = ("smoldriver", "smolvlm-ft", "blind")
+MODELS = ("smolvlm", *QUICK)  # the others are ablations
+RESULTS = {"smolvlm-ft": "baseline/final", "blind": "blind/final"}  # others: merged
+BUDGETS = (1, 2, 4, 8, 16)
+TEST_FRAMES = 60  # of the test split, chosen by hash
+CORRUPTION_FRAMES = 15
+
+
+@dataclass
+class ToyworldArguments:
+    output_dir: str = field(default="outputs/benchmark", metadata={"help": "Folder of all runs."})
+    output: str = field(default="benchmarks/results/toyworld.json", metadata={"help": "File of the results."})
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of training."})
+    recipe: str = field(default=str(RECIPE), metadata={"help": "Recipe whose numbers all runs have."})
+    quick: bool = field(default=False, metadata={"help": "One seed, no ablations."})
+    workers: int = field(default=2, metadata={"help": "Runs side by side, one thread each."})
+
+
+def run_name(variant: str, seed: int) -> str:
+    return f"seed{seed}/{variant}"
+
+
+def pretrained_smolvlm(root: Path) -> Path:
+    return root / "common" / PRETRAIN[-1] / "final"
+
+
+def recipe_of(variant: str, seed: int, root: Path, whole: dict[str, Any]) -> dict[str, Any]:
+    """A variant's recipe: sections of the whole one, with this run's folders, seed and changes."""
+    stages, changes = VARIANTS[variant]
+    common, pretrained = root / "common", pretrained_smolvlm(root)
+    recipe = {"output_dir": str(root / run_name(variant, seed)), "data": str(common / "prepare"), "env": ONE_THREAD}
+    for stage in stages:
+        section = deepcopy(whole[stage]) | changes.get(stage, {})
+        if stage != "merge":
+            section["seed"] = seed
+        if stage == "assemble":
+            section["smolvlm"] = str(pretrained)
+        if stage == "transfer":
+            section["teacher"] = str(pretrained)
+        if stage == "baseline":
+            section["checkpoint"] = str(pretrained)
+        if "feature_cache" in section:
+            section["feature_cache"] = str(root / "features" / Path(section["feature_cache"]).name)
+        if stage == "transfer":
+            section["feature_cache"] = str(root / "features")
+        if "data" in section:
+            section["data"] = str(common / section["data"])
+        recipe[stage] = section
+    return recipe
+
+
+def python(*words: str, log: Path, env: dict[str, str]) -> None:
+    """Run a module of this checkout; what it says goes to a file.
+
+    Raises:
+        RuntimeError: it failed; with the end of what it said.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    with log.open("a") as out:
+        out.write(f"$ python {shlex.join(words)}\n")
+        out.flush()
+        code = subprocess.run(
+            [sys.executable, *words], env={**os.environ, **env, "PYTHONPATH": paths}, stdout=out, stderr=out
+        ).returncode
+    if code:
+        raise RuntimeError(f"python {shlex.join(words)} failed; {log} ends:\n{log.read_text()[-2000:]}")
+
+
+def run_recipe(recipe: dict[str, Any], env: dict[str, str]) -> None:
+    folder = Path(recipe["output_dir"])
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "recipe.yaml"
+    text = yaml.safe_dump(recipe, sort_keys=False)
+    if not file.exists() or file.read_text() != text:
+        file.write_text(text)
+    python("-m", "training.run", "--recipe", str(file), log=folder / "log.txt", env=env)
+
+
+def evaluate(checkpoint: Path, data: Path, folder: Path, *options: str) -> None:
+    """Evaluate a checkpoint unless that has been done with these options."""
+    asked, file = json.dumps([str(checkpoint), str(data), *options]), folder / "asked.json"
+    if file.exists() and file.read_text() == asked:
+        return
+    words = ["--checkpoint", str(checkpoint), "--data", str(data), "--output_dir", str(folder), *options]
+    python("-m", "training.evaluate", *words, log=folder.parent / "log.txt", env=ONE_THREAD)
+    file.write_text(asked)
+
+
+def make_common(root: Path, whole: dict[str, Any]) -> None:
+    """The data, the unseen weather and the pre-trained SmolVLM, on all threads."""
+    recipe = {"output_dir": str(root / "common"), "env": whole["env"], **{stage: whole[stage] for stage in COMMON}}
+    cache = str(root / "features" / "pictures")
+    recipe |= {stage: {**whole[stage], "feature_cache": cache} for stage in PRETRAIN}
+    run_recipe(recipe, {})
+    unseen = {"output_dir": str(root / "unseen"), "toyworld": {**whole["toyworld"], **UNSEEN}}
+    unseen["prepare"] = {**whole["prepare"], "split": "test"}
+    run_recipe(unseen, {})
+
+
+def run_variant(variant: str, seed: int, root: Path, whole: dict[str, Any], quick: bool) -> None:
+    """Train a variant and ask it everything."""
+    recipe, folder = recipe_of(variant, seed, root, whole), root / run_name(variant, seed)
+    run_recipe(recipe, recipe["env"])
+    evaluate_variant(variant, seed, folder / RESULTS.get(variant, "merge"), root, folder, quick)
+
+
+def evaluate_variant(variant: str, seed: int, checkpoint: Path, root: Path, folder: Path, quick: bool) -> None:
+    """The sighted model beside blind controls and at all budgets; the first seed of the models under more controls.
+
+    Ablations are asked sighted and with black images only.
+    """
+    options = ["--batch_size", "32", "--attention_frames", "8", "--max_new_tokens", "40"]
+    options += ["--max_frames", str(TEST_FRAMES)]
+    data, unseen = root / "common" / "prepare", root / "unseen" / "prepare"
+    budgets = [] if variant in ("smolvlm-ft", "smolvlm") else ["--budgets", *map(str, BUDGETS)]
+    if variant not in MODELS:
+        evaluate(checkpoint, data, folder / "evaluation", *options, "--controls", "black", *budgets)
+        return
+    options += ["--bert_model", str(fetch_minilm())]
+    if variant == "blind":
+        evaluate(checkpoint, data, folder / "evaluation", *options, "--controls", "text_only")
+        return
+    thorough = seed == 0 and not quick
+    controls = ["template_majority", "black", "wrong_scene"]
+    controls += ["cameras", "questions"] if thorough else []
+    evaluate(checkpoint, data, folder / "evaluation", *options, "--controls", *controls, *budgets)
+    evaluate(checkpoint, unseen, folder / "unseen", *options, "--controls", "black")
+    if thorough:
+        options[options.index(str(TEST_FRAMES))] = str(CORRUPTION_FRAMES)
+        evaluate(checkpoint, data, folder / "corruptions", *options, "--controls", "corruptions")
+
+
+def main(args: ToyworldArguments) -> dict[str, Any]:
+    """Run what is not there yet and write the results; returns them.
+
+    Raises:
+        RuntimeError: runs that failed; the others are finished first.
+    """
+    root, whole = Path(args.output_dir).absolute(), yaml.safe_load(Path(args.recipe).read_text())
+    seeds = args.seeds[:1] if args.quick else args.seeds
+    variants = QUICK if args.quick else tuple(VARIANTS)
+    began = time.monotonic()
+    fetch_dinov2_small()
+    fetch_minilm()
+    make_common(root, whole)
+    (root / "smolvlm").mkdir(parents=True, exist_ok=True)
+    pretrained = pretrained_smolvlm(root)
+    jobs: dict[str, Callable[[], None]] = {
+        "smolvlm": partial(evaluate_variant, "smolvlm", -1, pretrained, root, root / "smolvlm", args.quick)
+    }
+    order = [(variant, seed) for seed in seeds for variant in QUICK]  # what a table needs first; ablations then
+    order += [(variant, seed) for seed in seeds for variant in variants if variant not in QUICK]
+    for variant, seed in order:
+        jobs[run_name(variant, seed)] = partial(run_variant, variant, seed, root, whole, args.quick)
+    settings = {
+        "command": "python -m benchmarks.toyworld " + shlex.join(sys.argv[1:]),
+        "arguments": asdict(args),
+        "recipe": whole,
+        "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
+        "versions": {name: version(name) for name in ("torch", "transformers", "trl", "peft", "bitsandbytes")},
+    }
+    failed: dict[str, str] = {}
+    done = 0
+
+    def work(name: str) -> None:
+        nonlocal done
+        try:
+            jobs[name]()
+        except RuntimeError as error:
+            failed[name] = str(error)
+        done += 1
+        state = "FAILED" if name in failed else "finished"
+        print(f"{done}/{len(jobs)} {name} {state}, {(time.monotonic() - began) / 60:.1f} min", flush=True)
+
+    with ThreadPoolExecutor(args.workers) as pool:
+        for _ in pool.map(work, jobs):
+            write(Path(args.output), {**settings, **collect(root, seeds, variants)})
+    if failed:
+        raise RuntimeError("\n".join(f"{name}: {error}" for name, error in failed.items()))
+    return json.loads(Path(args.output).read_text())
+
+
+def write(file: Path, content: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(temporary, file)
+
+
+if __name__ == "__main__":
+    main(HfArgumentParser(ToyworldArguments).parse_args_into_dataclasses()[0])

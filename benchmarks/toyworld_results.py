@@ -1,0 +1,191 @@
+"""From the evaluations of benchmarks.toyworld to its results: means over seeds, and paired intervals over scenes.
+
+A question's score is its mean over the seeds that are there; intervals resample scenes (`training.metrics_intervals`),
+so they tell how far the test scenes carry, not how far seeds differ: the seeds' own figures stand beside them.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from training.metrics import answer_correct
+from training.metrics_intervals import mean_difference_interval, mean_interval
+
+GROUPS = ("accuracy", "perception")
+LANGUAGE = {
+    "seed_bleu": ("seed_bleu", "bleu"),
+    "bert_score_f1": ("bert_score", "f1"),
+    "rouge_l": ("coco", "rouge_l"),
+    "exact_match": ("exact_match",),
+}
+
+Scores = dict[str, tuple[str, str, float]]
+"""question_id → scene, category, score"""
+
+
+def collect(root: Path, seeds: Sequence[int], variants: Sequence[str]) -> dict[str, Any]:
+    """What can be said from the evaluations that are finished."""
+    folders = {"smolvlm": [root / "smolvlm"]}
+    folders |= {variant: [root / f"seed{seed}" / variant for seed in seeds] for variant in variants}
+    there = {
+        name: [folder for folder in of if (folder / "evaluation" / "metrics.json").is_file()]
+        for name, of in folders.items()
+    }
+    models = {name: summary(of) for name, of in there.items() if of}
+    blind = scores_of(there.get("blind", []), "evaluation", "text_only")
+    report: dict[str, Any] = {
+        "models": models,
+        "split_hash": next(iter(models.values()))["split_hash"] if models else None,
+    }
+    report["sighted_minus_trained_blind"] = {
+        name: differences(scores_of(of, "evaluation", "sighted"), blind)
+        for name, of in there.items()
+        if of and blind and name != "blind"
+    }
+    ours = there.get("smoldriver", [])
+    if ours:
+        sighted = scores_of(ours, "evaluation", "sighted")
+        report["smoldriver_minus"] = {
+            name: differences(sighted, scores_of(of, "evaluation", "sighted"))
+            for name, of in there.items()
+            if of and name not in ("smoldriver", "blind")
+        }
+        baseline = scores_of(there.get("smolvlm-ft", []), "evaluation", "sighted")
+        budgets = sorted(int(name.partition("@")[2]) for name in controls_of(ours[0]) if "@" in name)
+        report["smoldriver_at_budget_minus_smolvlm_ft"] = {
+            str(budget): differences(scores_of(ours, "evaluation", f"sighted@{budget}"), baseline)
+            for budget in budgets
+            if baseline
+        }
+    return report
+
+
+def summary(folders: Sequence[Path]) -> dict[str, Any]:
+    """One model: figures per seed, their means, and every control and budget."""
+    metrics = [json.loads((folder / "evaluation" / "metrics.json").read_text()) for folder in folders]
+    blind = "text_only" in metrics[0]["arguments"]["controls"]
+    own = "text_only" if blind else "sighted"  # the blind model's own figure is the one without images
+    scores = scores_of(folders, "evaluation", own)
+    found: dict[str, Any] = {
+        "seeds": len(folders),
+        "split_hash": metrics[0]["split_hash"],
+        "questions": len(scores),
+        "visual_tokens_per_scene": metrics[0]["results"][own]["visual_tokens_per_scene"],
+        **{group: asdict(interval) for group, interval in intervals(scores).items()},
+        "per_seed": {
+            group: [mean(scores_of([folder], "evaluation", own), group) for folder in folders] for group in GROUPS
+        },
+        **{
+            name: float(
+                np.mean(
+                    [value for item in metrics if (value := dig(item["results"][own], place)) is not None] or [np.nan]
+                )
+            )
+            for name, place in LANGUAGE.items()
+        },
+        "by_category": averaged([item["results"][own]["by_category"] for item in metrics]),
+        "by_type": averaged([item["results"][own]["by_type"] for item in metrics]),
+        "controls": {
+            control: {group: mean(scores_of(folders, "evaluation", control), group) for group in GROUPS}
+            for control in controls_of(folders[0])
+        },
+        "training": [training(folder) for folder in folders if (folder / "run.json").is_file()],
+    }
+    for name in ("unseen", "corruptions"):
+        done = [folder for folder in folders if (folder / name / "metrics.json").is_file()]
+        if done:
+            found[name] = {
+                control: {group: mean(scores_of(done, name, control), group) for group in GROUPS}
+                for control in controls_of(done[0], name)
+            }
+    return without_nan(found)
+
+
+def scores_of(folders: Sequence[Path], evaluation: str, control: str) -> Scores:
+    """Mean over runs of whether each question was answered right; empty if a run lacks the control."""
+    found: dict[str, list[float]] = {}
+    places: dict[str, tuple[str, str]] = {}
+    for folder in folders:
+        file = folder / evaluation / control.replace(":", "-") / "predictions.jsonl"
+        if not file.is_file():
+            return {}
+        for line in file.read_text().splitlines():
+            row = json.loads(line)
+            right = answer_correct(row["question"], row["reference"], row["answer"])
+            found.setdefault(row["question_id"], []).append(float(right))
+            places[row["question_id"]] = (row["scene_token"], row["category"])
+    return {key: (*places[key], float(np.mean(values))) for key, values in found.items()}
+
+
+def chosen(scores: Scores, group: str) -> Scores:
+    """The questions of a category, or all for "accuracy"."""
+    return scores if group == "accuracy" else {key: row for key, row in scores.items() if row[1] == group}
+
+
+def mean(scores: Scores, group: str) -> float | None:
+    values = [score for _, _, score in chosen(scores, group).values()]
+    return float(np.mean(values)) if values else None
+
+
+def intervals(scores: Scores) -> dict[str, Any]:
+    found = {}
+    for group in GROUPS:
+        rows = list(chosen(scores, group).values())
+        if rows:
+            found[group] = mean_interval([row[2] for row in rows], [row[0] for row in rows])
+    return found
+
+
+def differences(one: Scores, other: Scores) -> dict[str, Any]:
+    """Intervals of one minus other, on the questions that both answered."""
+    found = {}
+    for group in GROUPS:
+        keys = [key for key in chosen(one, group) if key in other]
+        if keys:
+            found[group] = asdict(
+                mean_difference_interval(
+                    [one[key][2] for key in keys], [other[key][2] for key in keys], [one[key][0] for key in keys]
+                )
+            )
+    return found
+
+
+def controls_of(folder: Path, evaluation: str = "evaluation") -> list[str]:
+    return list(json.loads((folder / evaluation / "metrics.json").read_text())["results"])
+
+
+def averaged(tables: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Means of the numbers of tables with the same rows."""
+    return {
+        row: {
+            name: float(np.mean([table[row][name] for table in tables]))
+            for name, value in tables[0][row].items()
+            if isinstance(value, int | float)
+            and all(isinstance(t.get(row, {}).get(name), int | float) for t in tables)
+        }
+        for row in tables[0]
+    }
+
+
+def training(folder: Path) -> dict[str, Any]:
+    """Minutes and figures of a run's stages."""
+    stages = json.loads((folder / "run.json").read_text())["stages"]
+    return {name: {"minutes": stage["minutes"], "figures": stage.get("figures", {})} for name, stage in stages.items()}
+
+
+def dig(content: Any, place: Sequence[str]) -> Any:
+    for key in place:
+        content = content.get(key) if isinstance(content, Mapping) else None
+    return content
+
+
+def without_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -1,0 +1,89 @@
+"""The embedded benchmark: its models have equal means, its recipes are the toy world's, its figures follow from
+predictions."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from benchmarks import tables
+from benchmarks.toyworld import RECIPE, ROOT, VARIANTS, recipe_of
+from benchmarks.toyworld_results import collect
+from training.run import plan
+
+EQUAL = ("lora_r", "lora_alpha", "lora_dropout", "language_model", "pairs_per_sequence", "max_steps", "load_in_4bit")
+EQUAL += ("per_device_train_batch_size", "learning_rate", "lr_scheduler_type", "warmup_steps", "tower")
+
+
+@pytest.mark.parametrize("name", ["toyworld", "demo"])
+def test_all_models_have_equal_means(name):
+    recipe = yaml.safe_load((RECIPE.parent / f"{name}.yaml").read_text())
+    for stage in ("baseline", "blind"):
+        assert {key: recipe[stage].get(key) for key in EQUAL} == {key: recipe["adapt"].get(key) for key in EQUAL}
+    assert "fog" not in recipe["toyworld"]["weathers"] + recipe["pictures"]["weathers"]
+    assert recipe["toyworld"]["seed"] != recipe["pictures"]["seed"]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_variant_differs_in_nothing_but_its_changes(variant, tmp_path):
+    whole = yaml.safe_load(RECIPE.read_text())
+    recipe = recipe_of(variant, 7, tmp_path, whole)
+    stages, changes = VARIANTS[variant]
+    assert set(recipe) - {"output_dir", "data", "env"} == set(stages)
+    ours = {"seed", "feature_cache", "smolvlm", "teacher", "checkpoint", "data"}  # where things lie
+    for stage in stages:
+        changed = {key for key in recipe[stage] if recipe[stage][key] != whole[stage].get(key)} - ours
+        assert changed == set(changes.get(stage, {}))
+        assert recipe[stage].get("seed", 7) == 7
+    planned = plan(recipe, Path(recipe["output_dir"]), recipe["data"])
+    assert list(planned) == [stage for stage in whole if stage in stages]
+
+
+def write_evaluation(folder: Path, right: dict[str, list[bool]], controls: list[str]) -> None:
+    """An evaluation in which each control answers three questions in each of two scenes right or wrong."""
+    results = {}
+    for control, answers in right.items():
+        lines = []
+        for number, good in enumerate(answers):
+            row = {"question_id": str(number), "scene_token": f"scene{number // 3}", "category": "perception"}
+            row |= {"question": "Are there cars?", "reference": "Yes.", "answer": "Yes." if good else "No."}
+            lines.append(json.dumps(row) + "\n")
+        (folder / control).mkdir(parents=True)
+        (folder / control / "predictions.jsonl").write_text("".join(lines))
+        accuracy = {"perception": {"answers": len(answers), "accuracy": sum(answers) / len(answers)}}
+        results[control] = {
+            "visual_tokens_per_scene": 96.0,
+            "by_category": accuracy,
+            "by_type": {},
+            "exact_match": 0.5,
+        }
+    metrics = {"results": results, "split_hash": "0" * 64, "arguments": {"controls": controls}}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+
+
+def test_figures_follow_from_predictions(tmp_path):
+    sees, half, blind = [True] * 6, [True, True, False] * 2, [True, False, False] * 2
+    for seed, answers in ((0, sees), (1, half)):
+        found = {"sighted": answers, "sighted@1": half, "black": blind}
+        write_evaluation(tmp_path / f"seed{seed}" / "smoldriver" / "evaluation", found, ["blind"])
+        write_evaluation(
+            tmp_path / f"seed{seed}" / "blind" / "evaluation", {"sighted": half, "text_only": blind}, ["text_only"]
+        )
+    write_evaluation(tmp_path / "seed0" / "smolvlm-ft" / "evaluation", {"sighted": half}, ["blind"])
+    report = collect(tmp_path, [0, 1, 2], ["smoldriver", "smolvlm-ft", "blind", "no-transfer"])
+    ours = report["models"]["smoldriver"]
+    assert ours["seeds"] == 2 and ours["per_seed"]["perception"] == [1.0, pytest.approx(2 / 3)]
+    assert ours["perception"]["estimate"] == pytest.approx(5 / 6)
+    assert report["models"]["blind"]["perception"]["estimate"] == pytest.approx(1 / 3)  # its answers without images
+    gap = report["sighted_minus_trained_blind"]["smoldriver"]["perception"]
+    assert gap["estimate"] == pytest.approx(1 / 2) and gap["scenes"] == 2
+    assert report["smoldriver_minus"]["smolvlm-ft"]["perception"]["estimate"] == pytest.approx(1 / 6)
+    assert report["smoldriver_at_budget_minus_smolvlm_ft"]["1"]["perception"]["estimate"] == pytest.approx(0)
+    assert "no-transfer" not in report["models"]
+    text = tables.toyworld({**report, "command": "python -m benchmarks.toyworld"})
+    assert "| **SmolDriver** | 96 | 83.3 (100.0 66.7) |" in text and "+50.0 [" in text
+
+
+def test_the_recipes_are_files_of_this_project():
+    assert RECIPE.is_relative_to(ROOT) and RECIPE.is_file()

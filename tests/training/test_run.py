@@ -1,0 +1,374 @@
+"""The runner: what a recipe becomes; finished stages are skipped, changes refused, failures and kills survived."""
+
+import json
+import sys
+from importlib import import_module
+from inspect import signature
+from pathlib import Path
+from types import SimpleNamespace
+from typing import get_type_hints
+
+import pytest
+import yaml
+from filelock import FileLock
+from transformers import HfArgumentParser, TrainingArguments
+
+from training import run
+from training.run import RECIPES, STAGES, RunArguments, fingerprint, flags, main, plan, read_recipe
+
+
+def recipe_file(folder: Path, **sections) -> str:
+    file = folder / "recipe.yaml"
+    file.write_text(yaml.safe_dump({"output_dir": str(folder / "out"), **sections}))
+    return str(file)
+
+
+def runnable_recipes() -> list[str]:
+    return sorted(file.stem for file in RECIPES.glob("*.yaml") if set(yaml.safe_load(file.read_text())) & set(STAGES))
+
+
+class Commands:
+    """Stands in for `subprocess.run`: writes what a stage would have written, or fails, or is killed."""
+
+    def __init__(self):
+        self.ran: list[str] = []
+        self.calls: list[list[str]] = []
+        self.environments: list[dict[str, str]] = []
+        self.found: dict[str, list[str]] = {}
+        self.fails: dict[str, int | type[BaseException]] = {}
+
+    def __call__(self, command, env):
+        words = command[command.index("-m") + 1 :]
+        arguments = {word[2:]: value for word, value in zip(words, words[1:], strict=False) if word.startswith("--")}
+        folder = Path(arguments["output_dir"])
+        self.ran.append(folder.name)
+        self.calls.append(command)
+        self.environments.append(env)
+        self.found[folder.name] = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "half.txt").write_text("begun")
+        failure = self.fails.pop(folder.name, 0)
+        if not isinstance(failure, int):
+            raise failure()
+        if failure == 0:
+            self.write(words[0].removeprefix("training."), folder, arguments)
+        return SimpleNamespace(returncode=failure)
+
+    def write(self, module: str, folder: Path, arguments: dict[str, str]) -> None:
+        if module == "toyworld":
+            (folder / "drivelm.json").write_text(f"{arguments['scenes']} scenes")
+        elif module == "prepare":
+            (folder / "frames").mkdir()
+            (folder / "frames/train.parquet").write_text(Path(arguments["drivelm_json"]).read_text())
+            (folder / "dataset.json").write_text('{"split_hash": "abc"}')
+            (folder / "picture.jpg").write_text("pixels")
+        elif module == "finetune":
+            result = folder / ("adapter" if arguments.get("merge") == "false" else "final")
+            result.mkdir()
+            (result / "model.safetensors").write_text("trained")
+            (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 3.0}\n{"step": 2, "loss": 2.0}\n')
+        else:
+            (folder / "model.safetensors").write_text("weights")
+
+
+@pytest.fixture
+def commands(monkeypatch) -> Commands:
+    fake = Commands()
+    monkeypatch.setattr(run.subprocess, "run", fake)
+    return fake
+
+
+SECTIONS = {
+    "toyworld": {"scenes": 3},
+    "prepare": {},
+    "assemble": {"offline": True},
+    "heal": {"max_steps": 2},
+    "adapt": {"max_steps": 2},
+    "merge": {"dtype": "bfloat16"},
+}
+
+
+def stages_of(file: Path) -> dict:
+    return json.loads(file.read_text())["stages"]
+
+
+def test_each_stage_starts_from_the_one_before(tmp_path):
+    stages = plan(SECTIONS, tmp_path, None)
+    assert list(stages) == list(SECTIONS)
+    assert stages["prepare"]["drivelm_json"] == str(tmp_path / "toyworld/drivelm.json")
+    assert stages["prepare"]["image_root"] == str(tmp_path / "toyworld")
+    assert stages["heal"]["data"] == stages["adapt"]["data"] == str(tmp_path / "prepare")
+    assert stages["heal"]["checkpoint"] == str(tmp_path / "assemble")
+    assert stages["adapt"]["checkpoint"] == stages["merge"]["checkpoint"] == str(tmp_path / "heal/final")
+    assert stages["adapt"]["merge"] is False and stages["merge"]["adapter"] == str(tmp_path / "adapt/adapter")
+    assert {name: stages[name]["output_dir"] for name in stages} == {name: str(tmp_path / name) for name in stages}
+    without = plan({name: SECTIONS[name] for name in SECTIONS if name != "merge"}, tmp_path, None)
+    assert without["adapt"]["merge"] is True
+
+
+def test_what_a_section_says_counts(tmp_path):
+    given = {"checkpoint": "elsewhere/model", "data": "elsewhere/data", "output_dir": "elsewhere/out"}
+    stages = plan({"heal": given, "adapt": {}}, tmp_path, "here/data")
+    assert stages["heal"] == given
+    assert stages["adapt"]["checkpoint"] == str(Path("elsewhere/out/final")) and stages["adapt"]["data"] == "here/data"
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"heal": {}}, "section heal needs checkpoint, data: no section before it makes one"),
+        ({"assemble": {"offline": True}, "heal": {}}, "section heal needs data: no section before"),
+        ({"assemble": {}, "merge": {}}, "section merge folds in the adapter of section adapt"),
+        ({"prepare": {}, "baseline": {}}, "section baseline needs checkpoint"),
+    ],
+)
+def test_stages_with_nothing_to_start_from(tmp_path, sections, message):
+    with pytest.raises(ValueError, match=message):
+        plan(sections, tmp_path, None)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"scenes": 3}, "has no section of toyworld"),
+        ({}, "is no recipe"),
+        ([1], "is no recipe"),
+        ({"toyworld": {"scenes": 3}, "prepair": {}}, r"\['prepair'\] are neither stages"),
+        ({"toyworld": 3}, "section toyworld must hold arguments, one a line; got 3"),
+        ({"toyworld": ["scenes"]}, "section toyworld must hold arguments"),
+    ],
+)
+def test_what_is_no_recipe(tmp_path, content, message):
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(ValueError, match=message):
+        read_recipe(str(tmp_path / "recipe.yaml"))
+
+
+def test_unknown_recipes_name_the_known_ones(tmp_path):
+    for name in ("no-such-recipe", str(tmp_path / "none.yaml")):
+        with pytest.raises(ValueError, match="no recipe .*training/recipes has .*'toyworld'"):
+            read_recipe(name)
+
+
+@pytest.mark.parametrize("name", runnable_recipes())
+def test_every_recipe_is_understood_by_its_stages(name, tmp_path):
+    """Each stage's parser takes exactly the words that the runner would give it."""
+    _, recipe = read_recipe(name)
+    for stage, arguments in plan(recipe, tmp_path, recipe.get("data", "data")).items():
+        module = import_module(f"training.{STAGES[stage].module}")
+        hints = get_type_hints(module.main)
+        kinds = [hints[parameter] for parameter in signature(module.main).parameters]
+        words = flags(arguments)
+        if any(issubclass(kind, TrainingArguments) for kind in kinds):
+            words += ["--use_cpu", "true"]  # a recipe for an accelerator is read here without one
+        parsed = HfArgumentParser(kinds).parse_args_into_dataclasses(words)
+        read = {key: value for part in parsed for key, value in vars(part).items()}
+        for key, value in arguments.items():
+            if value is not None and key != "use_cpu":
+                assert key in read, f"{name}: {stage} has no argument {key}"
+
+
+def test_flags():
+    arguments = {
+        "scenes": 3,
+        "none": None,
+        "yes": True,
+        "no": False,
+        "many": [1, 2],
+        "kwargs": {"a": 1},
+        "text": "a b",
+    }
+    assert flags(arguments) == [
+        *(
+            "--scenes",
+            "3",
+            "--yes",
+            "true",
+            "--no",
+            "false",
+            "--many",
+            "1",
+            "2",
+            "--kwargs",
+            '{"a": 1}',
+            "--text",
+            "a b",
+        )
+    ]
+
+
+def test_fingerprints(tmp_path):
+    assert fingerprint("publisher/model") == {"path": "publisher/model"}
+    (tmp_path / "a.txt").write_text("a")
+    first = fingerprint(str(tmp_path))
+    assert (
+        list(first["files"]) == ["a.txt"] and fingerprint(str(tmp_path / "a.txt"))["sha256"] == first["files"]["a.txt"]
+    )
+    (tmp_path / "a.txt").write_text("b")
+    assert fingerprint(str(tmp_path))["sha256"] != first["sha256"]
+    (tmp_path / "drivelm.json").write_text("{}")  # a toy world now: pictures are left out
+    (tmp_path / "a.jpg").write_text("pixels")
+    assert list(fingerprint(str(tmp_path))["files"]) == ["drivelm.json"]
+
+
+def test_stages_run_once_and_are_recorded(tmp_path, commands, capsys):
+    recipe = recipe_file(tmp_path, **SECTIONS)
+    file = main(RunArguments(recipe))
+    assert commands.ran == list(SECTIONS)
+    record = stages_of(file)
+    assert list(record) == list(SECTIONS)
+    for stage, entry in record.items():
+        assert entry["status"] == "finished" and entry["minutes"] >= 0 and entry["versions"]["torch"]
+        assert entry["command"].startswith(f"python -m training.{STAGES[stage].module} --output_dir ")
+        assert set(entry["inputs"]) <= set(STAGES[stage].inputs) and len(entry["output"]["sha256"]) == 64
+    assert record["heal"]["inputs"]["data"]["split_hash"] == "abc"
+    assert record["heal"]["figures"]["first"]["loss"] == 3.0 and record["heal"]["figures"]["last"]["loss"] == 2.0
+    assert record["adapt"]["output"]["path"].endswith("adapter")
+    before = file.read_bytes()
+    assert main(RunArguments(recipe)) == file
+    assert commands.ran == list(SECTIONS) and file.read_bytes() == before
+    assert capsys.readouterr().out.count("finished before") == len(SECTIONS)
+
+
+def test_a_stage_that_was_added_runs_alone(tmp_path, commands):
+    main(RunArguments(recipe_file(tmp_path, toyworld={"scenes": 3})))
+    main(RunArguments(recipe_file(tmp_path, toyworld={"scenes": 3}, prepare={})))
+    assert commands.ran == ["toyworld", "prepare"]
+
+
+def test_changed_arguments_are_refused(tmp_path, commands):
+    main(RunArguments(recipe_file(tmp_path, toyworld={"scenes": 3, "seed": 1})))
+    with pytest.raises(
+        ValueError, match="stage toyworld was run before.*scenes was 3, is 4; seed was 1, is None. Delete"
+    ):
+        main(RunArguments(recipe_file(tmp_path, toyworld={"scenes": 4})))
+    assert commands.ran == ["toyworld"]
+    run.shutil.rmtree(tmp_path / "out/toyworld")  # as the error says
+    main(RunArguments(recipe_file(tmp_path, toyworld={"scenes": 4})))
+    assert commands.ran == ["toyworld"] * 2
+
+
+def test_changed_inputs_and_results_are_refused(tmp_path, commands):
+    recipe = recipe_file(tmp_path, **SECTIONS)
+    main(RunArguments(recipe))
+    out = tmp_path / "out"
+    picture = out / "prepare/picture.jpg"
+    picture.write_text("other pixels")  # large and never read back: not part of the prepared data's fingerprint
+    main(RunArguments(recipe))
+    result = out / "heal/final/model.safetensors"
+    result.write_text("tampered")
+    with pytest.raises(ValueError, match="stage heal .*its result .*heal/final was changed after it was written"):
+        main(RunArguments(recipe))
+    result.write_text("trained")
+    table = out / "prepare/frames/train.parquet"
+    whole = table.read_text()
+    table.write_text("other rows")
+    with pytest.raises(ValueError, match="stage prepare .*its result .*prepare was changed"):
+        main(RunArguments(recipe))
+    table.write_text(whole)
+    main(RunArguments(recipe))
+    assert commands.ran == list(SECTIONS)
+
+
+def test_other_data_is_refused_by_name(tmp_path, commands):
+    data = tmp_path / "data"
+    (data / "frames").mkdir(parents=True)
+    (data / "dataset.json").write_text('{"split_hash": "abc"}')
+    (data / "frames/train.parquet").write_text("rows")
+    recipe = recipe_file(tmp_path, heal={"checkpoint": "publisher/model"})
+    main(RunArguments(recipe, data=str(data)))
+    (data / "frames/train.parquet").write_text("other rows")
+    with pytest.raises(ValueError, match="stage heal .*data .*data has other contents in frames/train.parquet"):
+        main(RunArguments(recipe, data=str(data)))
+    with pytest.raises(ValueError, match="data was .*, is 'elsewhere'"):
+        main(RunArguments(recipe, data="elsewhere"))
+
+
+@pytest.mark.parametrize("failure", [3, KeyboardInterrupt], ids=["failed", "killed"])
+@pytest.mark.parametrize(("stage", "keeps"), [("assemble", []), ("heal", ["half.txt"])])
+def test_a_stage_that_did_not_finish_runs_again(tmp_path, commands, failure, stage, keeps):
+    """What resumes by itself finds its folder as it left it; of the rest the half-written folder is removed."""
+    recipe = recipe_file(tmp_path, **SECTIONS)
+    commands.fails[stage] = failure
+    with pytest.raises((RuntimeError, KeyboardInterrupt)) as error:
+        main(RunArguments(recipe))
+    if failure == 3:
+        assert f"stage {stage} failed (exit status 3)" in str(error.value) and "run.json" in str(error.value)
+    done = list(SECTIONS)[: list(SECTIONS).index(stage)]
+    record = stages_of(tmp_path / "out/run.json")
+    assert {name: entry["status"] for name, entry in record.items()} == {
+        **dict.fromkeys(done, "finished"),
+        stage: "running",
+    }
+    assert "output" not in record[stage] and f"training.{STAGES[stage].module}" in record[stage]["command"]
+    commands.ran.clear()
+    main(RunArguments(recipe))
+    assert commands.ran == [name for name in SECTIONS if name not in done]
+    assert commands.found[stage] == keeps
+    assert {entry["status"] for entry in stages_of(tmp_path / "out/run.json").values()} == {"finished"}
+
+
+def test_a_failed_stage_with_other_arguments_is_refused_too(tmp_path, commands):
+    """Half a training run must not go on with another learning rate."""
+    commands.fails["heal"] = 1
+    with pytest.raises(RuntimeError):
+        main(RunArguments(recipe_file(tmp_path, **SECTIONS)))
+    with pytest.raises(ValueError, match="stage heal .*max_steps was 2, is 9"):
+        main(RunArguments(recipe_file(tmp_path, **{**SECTIONS, "heal": {"max_steps": 9}})))
+
+
+def test_a_result_that_is_gone_is_made_again(tmp_path, commands):
+    recipe = recipe_file(tmp_path, toyworld={"scenes": 3}, prepare={})
+    main(RunArguments(recipe))
+    run.shutil.rmtree(tmp_path / "out/prepare")
+    main(RunArguments(recipe))
+    assert commands.ran == ["toyworld", "prepare", "prepare"]
+
+
+def test_launcher_and_environment(tmp_path, commands, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "mine")
+    recipe = recipe_file(tmp_path, env={"OMP_NUM_THREADS": 2}, **SECTIONS)
+    file = main(RunArguments(recipe, launcher="torchrun --nproc_per_node 2"))
+    for name, call, env in zip(commands.ran, commands.calls, commands.environments, strict=True):
+        start = ["torchrun", "--nproc_per_node", "2"] if STAGES[name].distributed else [sys.executable]
+        assert call[: len(start) + 1] == [*start, "-m"]
+        assert env["OMP_NUM_THREADS"] == "2" and env["PYTHONPATH"].split(":") == [str(run.ROOT), "mine"]
+    assert stages_of(file)["heal"]["command"].startswith("torchrun --nproc_per_node 2 -m training.finetune ")
+
+
+def test_two_runs_never_share_a_folder(tmp_path, commands):
+    recipe = recipe_file(tmp_path, toyworld={"scenes": 3})
+    (tmp_path / "out").mkdir()
+    with FileLock(tmp_path / "out/.lock"), pytest.raises(ValueError, match="another run is at work in .*out"):
+        main(RunArguments(recipe))
+    assert commands.ran == []
+    main(RunArguments(recipe, output_dir=str(tmp_path / "other")))
+    assert (tmp_path / "other/toyworld/drivelm.json").is_file() and not (tmp_path / "out/toyworld").exists()
+
+
+def test_the_record_is_never_half_written(tmp_path, commands, monkeypatch):
+    recipe = recipe_file(tmp_path, toyworld={"scenes": 3}, prepare={})
+    main(RunArguments(recipe))
+    run.shutil.rmtree(tmp_path / "out/prepare")
+    before = (tmp_path / "out/run.json").read_bytes()
+
+    def full(*_):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(run.os, "replace", full)
+    with pytest.raises(OSError, match="disk is full"):
+        main(RunArguments(recipe))
+    assert (tmp_path / "out/run.json").read_bytes() == before
+
+
+def test_a_real_world_is_made_and_prepared(tmp_path, capfd):
+    sections = {"toyworld": {"scenes": 3, "width": 160, "num_workers": 1}, "prepare": {"coordinates": "none"}}
+    recipe = recipe_file(tmp_path, **sections)
+    record = stages_of(main(RunArguments(recipe)))
+    assert [entry["status"] for entry in record.values()] == ["finished"] * 2
+    info = json.loads((tmp_path / "out/prepare/dataset.json").read_text())
+    assert record["prepare"]["output"]["split_hash"] == info["split_hash"]
+    assert sum(counts["scenes"] for counts in info["counts"].values()) == 3
+    capfd.readouterr()
+    main(RunArguments(recipe))
+    assert capfd.readouterr().out.count("finished before") == 2

@@ -1,0 +1,72 @@
+"""Single pictures of the toy world: what is asked about them is true, needs one camera, and is not DriveLM's."""
+
+import json
+import re
+from collections import Counter
+
+import pytest
+
+from training.questions import STATUSES
+from training.toyworld import ToyWorldArguments, main
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("toyworld") / "world"
+    main(
+        ToyWorldArguments(scenes=8, output_dir=str(folder), seed=3, width=160, weathers=["day", "fog"], num_workers=1)
+    )
+    return {name: json.loads((folder / f"{name}.json").read_text()) for name in ("pictures", "drivelm")}
+
+
+def frames(world, name):
+    return [frame for scene in world[name].values() for frame in scene["key_frames"].values()]
+
+
+def pairs(frame):
+    return [(item["Q"], item["A"]) for group in frame["QA"].values() for item in group]
+
+
+def test_every_picture_is_a_frame_of_one_camera(world):
+    pictures, driving = frames(world, "pictures"), frames(world, "drivelm")
+    assert len(pictures) == 6 * len(driving) == 48
+    shown = {path for frame in pictures for path in frame["image_paths"].values()}
+    assert all(len(frame["image_paths"]) == 1 and not frame["key_object_infos"] for frame in pictures)
+    assert shown == {path for frame in driving for path in frame["image_paths"].values()}
+
+
+def test_only_the_weathers_that_were_asked_for(world):
+    assert Counter(frame["weather"] for frame in frames(world, "drivelm")) == {"day": 4, "fog": 4}
+    for frame in frames(world, "pictures"):
+        answers = dict(pairs(frame))
+        assert (
+            answers["What is the weather in the picture?"]
+            == {"day": "It is day.", "fog": "There is fog."}[frame["weather"]]
+        )
+
+
+def test_no_question_is_drivelms_nor_about_the_ego_car(world):
+    driving = {question for frame in frames(world, "drivelm") for question, _ in pairs(frame)}
+    for frame in frames(world, "pictures"):
+        for question, _ in pairs(frame):
+            assert question not in driving
+            assert not re.search(r"\bego\b|CAM_|Are there", question)
+
+
+def test_existence_is_balanced_and_agrees_with_the_listing(world):
+    count = Counter()
+    for frame in frames(world, "pictures"):
+        answers = dict(pairs(frame))
+        listing = answers.get("Name everything in the picture.")
+        for question, answer in answers.items():
+            asked = re.fullmatch(r"Does the picture show any (.+)\?", question)
+            count[answer] += question.startswith("Does the picture show")
+            if asked and listing is not None:
+                name = next(name for name in STATUSES if asked[1] in (f"{name}s", f"{name}es"))
+                assert (name in listing) == (answer == "Yes.")
+    assert count["Yes."] > 20 and 0 <= count["No."] - count["Yes."] <= 48  # an empty picture has one "No."
+
+
+def test_an_unknown_weather_is_told(tmp_path):
+    with pytest.raises(ValueError, match="day, night, rain, fog; got \\['snow'\\]"):
+        main(ToyWorldArguments(scenes=1, output_dir=str(tmp_path / "x"), weathers=["snow"]))

@@ -1,0 +1,67 @@
+"""Ablations of the projector that training can make without another model.
+
+One Q-Former for all cameras: six copies that start equal and take the mean of their gradients stay equal, so they are
+one, and the checkpoint keeps its names. Weights that shall not train: their gradients are switched off.
+"""
+
+import re
+
+import torch
+from torch import nn
+from transformers import Trainer, TrainerCallback
+
+QFORMER = re.compile(r"(.*\bqformers\.)(\w+)\.(.+)")  # before the camera, the camera, the weight
+
+
+def qformer_copies(model: nn.Module) -> list[list[nn.Parameter]]:
+    """The trainable weights of all Q-Formers, grouped by what is the same weight of different cameras."""
+    groups: dict[tuple[str, str], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        match = QFORMER.fullmatch(name)
+        if match and parameter.requires_grad:
+            groups.setdefault((match[1], match[3]), []).append(parameter)
+    return list(groups.values())
+
+
+class SharedQFormers(TrainerCallback):
+    """Keeps the Q-Formers of all cameras equal."""
+
+    @torch.no_grad()
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        for first, *others in qformer_copies(model):
+            for other in others:
+                other.copy_(first)
+
+    @torch.no_grad()
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        for copies in qformer_copies(model):
+            gradients = [copy.grad for copy in copies if copy.grad is not None]
+            if gradients:
+                mean = torch.stack(gradients).sum(0) / len(copies)
+                for copy in copies:
+                    copy.grad = mean.clone()
+
+
+def ablate(trainer: Trainer, shared_qformer: bool, keep_frozen: str | None) -> None:
+    """Set a trainer's ablations up, before it trains.
+
+    Args:
+        shared_qformer: one Q-Former for all cameras.
+        keep_frozen: regular expression over whole names of weights that shall not train.
+
+    Raises:
+        ValueError: `keep_frozen` matches no weight that would train.
+    """
+    if shared_qformer:
+        trainer.add_callback(SharedQFormers())
+    if keep_frozen is None:
+        return
+    frozen = [
+        parameter
+        for name, parameter in trainer.model.named_parameters()
+        if parameter.requires_grad and re.fullmatch(keep_frozen, name)
+    ]
+    if not frozen:
+        raise ValueError(f"keep_frozen {keep_frozen!r} matches no weight that would train")
+    for parameter in frozen:
+        parameter.requires_grad_(False)

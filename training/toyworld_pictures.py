@@ -1,0 +1,163 @@
+"""Questions about single pictures of the toy world: what a small SmolVLM is pre-trained on, before any driving data.
+
+They stand for the captions and visual questions that a published SmolVLM has seen. On purpose none is worded like
+DriveLM's, none needs a second camera, and none asks what the ego car should do. First they come with their picture
+alone (`picture_frame`), then with all six of a frame, the one in question named by its camera or by where it looks
+(`scene_frame`): a published SmolVLM has seen documents of several images too, knows how to find one of them, and can
+read "back left" in CAM_BACK_LEFT.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from training.questions import SECTORS, STATUSES, count_word, plural
+from training.toyworld_questions import Seen, Truth
+from training.toyworld_scene import CLASSES, TAG_WIDTH, ToyFrame
+
+_NEAR_METRES = 11.0
+_MAX_DESCRIBED = 6
+_ASKED_EACH_WAY = 3  # existence questions per picture that are true, and that are false
+_WEATHER = {"day": "It is day", "night": "It is night", "rain": "It rains", "fog": "There is fog"}
+_BEND = {"straight": "It goes straight.", "left": "It bends to the left.", "right": "It bends to the right."}
+_DASHES = {"not moving": "Very short.", "slow": "Short.", "normal": "Long.", "fast": "Very long."}
+
+
+def picture_questions(frame: ToyFrame, truth: Truth, camera: str) -> list[dict[str, str]]:
+    """`[{"Q": question, "A": answer}, …]` about one picture; the same on every call.
+
+    A class of which the picture shows something badly is not asked about (`Truth.doubtful`).
+    """
+    rng = frame.random(f"picture/{camera}")
+    seen = sorted((item for item in truth.seen if item.camera == camera), key=lambda item: item.box[0])
+    doubtful = {name for name, where in truth.doubtful if where == camera}
+    pairs = [
+        ("What is the weather in the picture?", f"{_WEATHER[frame.weather]}."),
+        *_about_one(seen, doubtful, rng),
+        *_existence(seen, doubtful, rng),
+        *_counts(seen, doubtful, rng),
+    ]
+    if not doubtful:
+        pairs.append(("Describe the picture.", _description(frame, seen)))
+        pairs.append(("Name everything in the picture.", _listing(seen)))
+        nearest = min(seen, key=lambda item: item.item.distance, default=None)
+        if nearest is not None:
+            pairs.append(("What is nearest to the camera?", f"The {nearest.item.name}."))
+    if camera in ("CAM_FRONT", "CAM_BACK"):
+        pairs.append(("How does the road go on?", _BEND[frame.direction]))
+        pairs.append(("How long are the dashes on the road?", _DASHES[frame.speed]))
+    rng.shuffle(pairs)
+    return [{"Q": question, "A": answer} for question, answer in pairs]
+
+
+def _place(item: Seen) -> str:
+    middle = (item.box[0] + item.box[2]) / 2 / TAG_WIDTH
+    return "on the left" if middle < 1 / 3 else "on the right" if middle > 2 / 3 else "in the middle"
+
+
+def _phrase(item: Seen) -> str:
+    """`a parked white car`, `a moving pedestrian in pink`, `a red light`."""
+    thing, status = item.item, item.item.status
+    if thing.name == "traffic light":
+        return f"a {status} light"
+    words = f"pedestrian in {thing.colour}" if thing.name == "pedestrian" else f"{thing.colour} {thing.name}"
+    if status in ("with rider", "without rider"):
+        words = f"{words} {status}"
+    elif status is not None:
+        words = f"{status} {words}"
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
+def _description(frame: ToyFrame, seen: Sequence[Seen]) -> str:
+    parts = [
+        f"{_phrase(item)} {_place(item)}, {'near' if item.item.distance < _NEAR_METRES else 'far'}"
+        for item in seen[:_MAX_DESCRIBED]
+    ]
+    return ". ".join(part[0].upper() + part[1:] for part in [_WEATHER[frame.weather], *parts]) + "."
+
+
+def _listing(seen: Sequence[Seen]) -> str:
+    counts = {name: sum(item.item.name == name for item in seen) for name in STATUSES}
+    parts = [f"{count_word(count)} {name if count == 1 else plural(name)}" for name, count in counts.items() if count]
+    text = ", ".join(parts) or "nothing"
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _about_one(seen: Sequence[Seen], doubtful: set[str], rng: random.Random) -> list[tuple[str, str]]:
+    """Colour, state and place of objects that are the only ones of their class."""
+    pairs = []
+    for item in seen:
+        name, status = item.item.name, item.item.status
+        if name in doubtful or sum(other.item.name == name for other in seen) > 1:
+            continue
+        pairs.append((f"Where is the {name}?", f"{_place(item).capitalize()}."))
+        if status is not None:
+            pairs.append((f"Which state is the {name} in?", f"{status.capitalize()}."))
+        if name not in ("traffic light", "barrier", "traffic cone"):
+            pairs.append((f"Which colour has the {name}?", f"{item.item.colour.capitalize()}."))
+    return rng.sample(pairs, min(len(pairs), 4))
+
+
+def _existence(seen: Sequence[Seen], doubtful: set[str], rng: random.Random) -> list[tuple[str, str]]:
+    """As many "Yes." as "No.", with and without a state."""
+    kinds = [(name, status) for name in (*CLASSES, "traffic light") for status in (None, *STATUSES[name])]
+    there = {(item.item.name, status) for item in seen for status in (None, item.item.status)}
+    asked = [kind for kind in kinds if kind[0] not in doubtful]
+    true = [kind for kind in asked if kind in there]
+    false = [kind for kind in asked if kind not in there]
+    count = min(_ASKED_EACH_WAY, len(true), len(false)) or 1
+    pairs = []
+    for kinds_chosen, answer in ((true, "Yes."), (false, "No.")):
+        for name, status in rng.sample(kinds_chosen, min(count, len(kinds_chosen))):
+            pairs.append((f"Does the picture show {_kind(name, status)}?", answer))
+    return pairs
+
+
+def _kind(name: str, status: str | None) -> str:
+    if status in ("with rider", "without rider"):
+        return f"a {name} {status}"
+    return f"a {status} {name}" if status else f"any {plural(name)}"
+
+
+def _counts(seen: Sequence[Seen], doubtful: set[str], rng: random.Random) -> list[tuple[str, str]]:
+    names = [name for name in CLASSES if name not in doubtful]
+    shown = [name for name in names if any(item.item.name == name for item in seen)]
+    chosen = {*rng.sample(shown, min(2, len(shown))), *rng.sample(names, min(1, len(names)))}
+    pairs = []
+    for name in sorted(chosen):
+        count = sum(item.item.name == name for item in seen)
+        pairs.append((f"What number of {plural(name)} does the picture show?", f"{count_word(count).capitalize()}."))
+    return pairs
+
+
+def picture_frame(frame: ToyFrame, truth: Truth, camera: str, path: str) -> dict[str, Any]:
+    """A picture with its questions as a key frame of a DriveLM file, one that has a single camera."""
+    perception = [
+        {**pair, **dict.fromkeys(("C", "con_up", "con_down", "cluster", "layer"))}
+        for pair in picture_questions(frame, truth, camera)
+    ]
+    return _key_frame(perception, {camera: path}, frame.weather)
+
+
+def scene_frame(frame: ToyFrame, pictures: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A frame's pictures, as `picture_frame` writes them, in one key frame.
+
+    `CAM_BACK: Describe the picture.` or `To the back: Describe the picture.`
+    """
+    rng = frame.random("picture/scene")
+    perception = [
+        {**item, "Q": f"{rng.choice((camera, f'To the {SECTORS[camera]}'))}: {item['Q']}"}
+        for picture in pictures
+        for camera in picture["image_paths"]
+        for item in picture["QA"]["perception"]
+    ]
+    rng.shuffle(perception)
+    paths = {camera: path for picture in pictures for camera, path in picture["image_paths"].items()}
+    return _key_frame(perception, paths, frame.weather)
+
+
+def _key_frame(perception: list[dict[str, Any]], paths: dict[str, str], weather: str) -> dict[str, Any]:
+    groups: dict[str, list[dict[str, Any]]] = {"perception": perception, "prediction": [], "planning": []}
+    return {"key_object_infos": {}, "QA": {**groups, "behavior": []}, "image_paths": paths, "weather": weather}
