@@ -24,6 +24,7 @@ from benchmarks.toyworld import ROOT, ToyworldArguments, python
 from training.metrics import answer_correct
 
 RECIPE = ROOT / "training" / "recipes" / "demo.yaml"
+SHOWN_MODELS = {"smoldriver": "SmolDriver", "smolvlm-ft": "SmolVLM fine-tuned", "blind": "blind, trained alike"}
 SHOWN = 8  # questions of the held-out scene
 
 
@@ -88,11 +89,7 @@ def show(results: dict[str, Any], answers: list[dict[str, Any]], report: Path, m
             + ("" if right else f"   (is: {row['reference']})")
         )
     print(f"\n{'answered right':34} {'perception':>10} {'all':>7} {'visual tokens':>14}")
-    for name, title in (
-        ("smoldriver", "SmolDriver"),
-        ("smolvlm-ft", "SmolVLM fine-tuned"),
-        ("blind", "blind, trained alike"),
-    ):
+    for name, title in SHOWN_MODELS.items():
         model = results["models"][name]
         print(
             f"{title:34} {model['perception']['estimate']:10.1%} {model['accuracy']['estimate']:7.1%} "
@@ -112,7 +109,9 @@ def main(args: DemoArguments) -> Path:
     began = time.monotonic()
     root = Path(args.output_dir).absolute()
     results = toyworld.main(
-        ToyworldArguments(str(root), str(root / "results.json"), seeds=[0], recipe=str(RECIPE), quick=True)
+        ToyworldArguments(
+            str(root), str(root / "results.json"), seeds=[0], recipe=str(RECIPE), quick=True, only=list(SHOWN_MODELS)
+        )
     )
     runs = [root / "seed0" / name / "evaluation" for name in ("smoldriver", "smolvlm-ft")]
     trained = root / "seed0" / "smoldriver"

@@ -30,7 +30,7 @@ Scores = dict[str, tuple[str, str, float]]
 def collect(root: Path, seeds: Sequence[int], variants: Sequence[str]) -> dict[str, Any]:
     """What can be said from the evaluations that are finished."""
     folders = {"smolvlm": [root / "smolvlm"]}
-    folders |= {variant: [root / f"seed{seed}" / variant for seed in seeds] for variant in variants}
+    folders |= {name: [root / f"seed{seed}" / name for seed in seeds] for name in variants if name != "smolvlm"}
     there = {
         name: [folder for folder in of if (folder / "evaluation" / "metrics.json").is_file()]
         for name, of in folders.items()

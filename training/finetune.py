@@ -80,6 +80,9 @@ class FinetuneArguments:
         default=r".*\.(language_model|text_model)\..*\.(q|k|v|o|gate|up|down)_proj",
         metadata={"help": "Regular expression over whole module names: the language model's linears to adapt."},
     )
+    train_embeddings: bool = field(
+        default=False, metadata={"help": "Train embeddings and head beside the adapter, for words not learnt before."}
+    )
     load_in_4bit: bool = field(default=False, metadata={"help": "QLoRA: NF4 with double quantisation."})
     num_queries: list[int] | None = field(
         default=None, metadata={"help": "Budgets, one drawn per step; default: the checkpoint's."}

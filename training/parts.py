@@ -59,6 +59,10 @@ def check_how(args: Any) -> None:
             raise ValueError(f"{part} must be one of {HOW}; got {given!r}")
     if args.load_in_4bit and "full" in (args.language_model, args.tower):
         raise ValueError("4-bit weights cannot be trained in full: use lora or frozen with load_in_4bit")
+    if args.train_embeddings and args.language_model != "lora":
+        raise ValueError(
+            "train_embeddings goes with language_model: lora; trained in full it has them, frozen it has none"
+        )
     if set(how.values()) == {"frozen"}:
         raise ValueError("tower, projector and language_model are all frozen: nothing would be trained")
     if args.lora_r < 1 or args.lora_alpha <= 0 or not 0 <= args.lora_dropout < 1:
@@ -95,9 +99,10 @@ def load_model(args: Any, model_type: str, half: bool) -> nn.Module:
         dtype=torch.bfloat16 if args.load_in_4bit else torch.float32,
     )
     freeze(model, how_of(args), modules)
-    # A SmolVLM brings visual tokens to the type of its tower, which must then be that of its text embeddings.
-    mixed = model_type in BASELINES and args.language_model == "full"
-    if half and not args.load_in_4bit and not mixed:
+    if model_type in BASELINES and (args.language_model == "full" or args.train_embeddings):
+        # A SmolVLM brings visual tokens to the type of its tower, which must then be that of its text embeddings.
+        model.get_submodule(modules["tower"]).float()
+    elif half and not args.load_in_4bit:
         for part, name in modules.items():
             if how_of(args)[part] != "full":
                 model.get_submodule(name).to(torch.bfloat16)
@@ -136,7 +141,11 @@ def lora_config(args: Any, modules: dict[str, str]) -> LoraConfig | None:
         lora_alpha=args.lora_alpha,
         lora_dropout=args.lora_dropout,
         target_modules=lora_pattern(args, modules),
-        modules_to_save=[name for part, name in modules.items() if how[part] == "full"] or None,
+        modules_to_save=[
+            *(name for part, name in modules.items() if how[part] == "full"),
+            *((f"{modules['language_model']}.embed_tokens", HEAD) if args.train_embeddings else ()),
+        ]
+        or None,
         task_type="CAUSAL_LM",
     )
 

@@ -327,7 +327,8 @@ def run_stage(name: str, now: dict[str, Any], record: Record, launcher: str | No
     print(f"== {name}: {entry['command']}", flush=True)
     began = time.monotonic()
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    code = subprocess.run([*start, *words], env={**os.environ, **env, "PYTHONPATH": path}).returncode
+    boards = {"TENSORBOARD_LOGGING_DIR": str(folder / "tensorboard")}
+    code = subprocess.run([*start, *words], env={**os.environ, **boards, **env, "PYTHONPATH": path}).returncode
     entry["minutes"] = round(entry["minutes"] + (time.monotonic() - began) / 60, 3)
     if code:
         record[name] = entry

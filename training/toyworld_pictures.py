@@ -17,6 +17,7 @@ from training.questions import SECTORS, STATUSES, count_word, plural
 from training.toyworld_questions import Seen, Truth
 from training.toyworld_scene import CLASSES, TAG_WIDTH, ToyFrame
 
+LISTING = "Name everything in the picture."
 _NEAR_METRES = 11.0
 _MAX_DESCRIBED = 6
 _ASKED_EACH_WAY = 3  # existence questions per picture that are true, and that are false
@@ -41,7 +42,7 @@ def picture_questions(frame: ToyFrame, truth: Truth, camera: str) -> list[dict[s
     ]
     if not doubtful:
         pairs.append(("Describe the picture.", _description(frame, seen)))
-        pairs.append(("Name everything in the picture.", _listing(seen)))
+        pairs.append((LISTING, _listing(seen)))
         nearest = min(seen, key=lambda item: item.item.distance, default=None)
         if nearest is not None:
             pairs.append(("What is nearest to the camera?", f"The {nearest.item.name}."))

@@ -12,8 +12,8 @@ from benchmarks.toyworld import RECIPE, ROOT, VARIANTS, recipe_of
 from benchmarks.toyworld_results import collect
 from training.run import plan
 
-EQUAL = ("lora_r", "lora_alpha", "lora_dropout", "language_model", "pairs_per_sequence", "max_steps", "load_in_4bit")
-EQUAL += ("per_device_train_batch_size", "learning_rate", "lr_scheduler_type", "warmup_steps", "tower")
+EQUAL = ("language_model", "lora_r", "lora_alpha", "lora_dropout", "train_embeddings", "load_in_4bit", "tower")
+EQUAL += ("max_steps", "per_device_train_batch_size", "pairs_per_sequence", "learning_rate", "lr_scheduler_type")
 
 
 @pytest.mark.parametrize("name", ["toyworld", "demo"])

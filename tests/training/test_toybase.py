@@ -38,11 +38,15 @@ def base(tower, tmp_path_factory):
 
 def test_the_tower_is_dinov2_without_its_class_token(tower, base):
     model = AutoModelForImageTextToText.from_pretrained(base).eval()
+    own = model.model.vision_model
+    weights = smolvlm_tower_weights(tower, 28)
+    assert all(torch.equal(own.state_dict()[name], weight.bfloat16().float()) for name, weight in weights.items())
+    own.load_state_dict(weights)
     pixels = torch.randn(2, 3, 28, 28)
     with torch.no_grad():
         patches = tower.embeddings(pixels)[:, 1:]
         expected = tower.layernorm(tower.encoder(patches).last_hidden_state)
-        seen = model.model.vision_model(pixels).last_hidden_state
+        seen = own(pixels).last_hidden_state
     torch.testing.assert_close(seen, expected, atol=1e-5, rtol=1e-5)
 
 
