@@ -31,6 +31,7 @@ SHOWN = 8  # questions of the held-out scene
 @dataclass
 class DemoArguments:
     output_dir: str = field(default="outputs/demo", metadata={"help": "Folder for everything."})
+    recipe: str = field(default=str(RECIPE), metadata={"help": "Recipe whose numbers all models have."})
 
 
 def once(done: Path, title: str, *words: str) -> None:
@@ -110,7 +111,7 @@ def main(args: DemoArguments) -> Path:
     root = Path(args.output_dir).absolute()
     results = toyworld.main(
         ToyworldArguments(
-            str(root), str(root / "results.json"), seeds=[0], recipe=str(RECIPE), quick=True, only=list(SHOWN_MODELS)
+            str(root), str(root / "results.json"), seeds=[0], recipe=args.recipe, quick=True, only=list(SHOWN_MODELS)
         )
     )
     runs = [root / "seed0" / name / "evaluation" for name in ("smoldriver", "smolvlm-ft")]

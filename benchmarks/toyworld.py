@@ -216,8 +216,9 @@ def main(args: ToyworldArguments) -> dict[str, Any]:
     began = time.monotonic()
     fetch_dinov2_small()
     fetch_minilm()
+    print(f"worlds, pictures and a SmolVLM pre-trained on them (progress: {root / 'common' / 'log.txt'})", flush=True)
     make_common(root, whole)
-    (root / "smolvlm").mkdir(parents=True, exist_ok=True)
+    print(f"done, {(time.monotonic() - began) / 60:.1f} min; now the models, two at a time", flush=True)
     pretrained = pretrained_smolvlm(root)
     jobs: dict[str, Callable[[], None]] = {
         run_name(variant, seed): partial(run_variant, variant, seed, root, whole, args.quick)
