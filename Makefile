@@ -20,7 +20,7 @@ help:  ## this list
 	$(BIN)/python -m training.offline_parts --only dinov2_small minilm
 	touch $@
 
-demo: .venv/parts  ## train, compare, export and ask on the embedded toy world (a quarter of an hour, two cores)
+demo: .venv/parts  ## train, compare, export and ask on the embedded toy world (two cores)
 	$(BIN)/python -m benchmarks.demo
 
 benchmark: .venv/parts  ## three models, blind controls and ablations on the toy world (hours; resumes)

@@ -1,4 +1,4 @@
-"""The whole road in a quarter of an hour on two CPU cores: train, compare, export, ask.
+"""The whole road on two CPU cores: train, compare, export, ask.
 
     python -m benchmarks.demo            # or make demo
 

@@ -1,6 +1,6 @@
 """The embedded benchmark: SmolVLM, SmolVLM fine-tuned and SmolDriver on the toy world, each beside its blind version.
 
-    python -m benchmarks.toyworld                   # everything, about four hours on two cores
+    python -m benchmarks.toyworld                   # everything: hours on two cores
     python -m benchmarks.toyworld --quick           # one seed, no ablations
 
 One small SmolVLM is pre-trained on single pictures, once; all models start from it. Then, for every seed and with the
