@@ -79,7 +79,9 @@ class ToyworldArguments:
     output_dir: str = field(default="outputs/benchmark", metadata={"help": "Folder of all runs."})
     output: str = field(default="benchmarks/results/toyworld.json", metadata={"help": "File of the results."})
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of training."})
-    recipe: str = field(default=str(RECIPE), metadata={"help": "Recipe whose numbers all runs have."})
+    recipe: str = field(
+        default=str(RECIPE.relative_to(ROOT)), metadata={"help": "Recipe whose numbers all runs have."}
+    )
     quick: bool = field(default=False, metadata={"help": "One seed, no ablations, fewer test frames."})
     only: list[str] | None = field(default=None, metadata={"help": "Models and ablations to run; default: all."})
     workers: int = field(default=2, metadata={"help": "Runs side by side, one thread each."})
@@ -207,7 +209,7 @@ def main(args: ToyworldArguments) -> dict[str, Any]:
     Raises:
         RuntimeError: runs that failed; the others are finished first.
     """
-    root, whole = Path(args.output_dir).absolute(), yaml.safe_load(Path(args.recipe).read_text())
+    root, whole = Path(args.output_dir).absolute(), yaml.safe_load((ROOT / args.recipe).read_text())
     seeds = args.seeds[:1] if args.quick else args.seeds
     known = MODELS if args.quick else ("smolvlm", *VARIANTS)
     variants = tuple(args.only or known)

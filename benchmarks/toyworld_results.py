@@ -174,7 +174,14 @@ def averaged(tables: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, dic
 def training(folder: Path) -> dict[str, Any]:
     """Minutes and figures of a run's stages."""
     stages = json.loads((folder / "run.json").read_text())["stages"]
-    return {name: {"minutes": stage["minutes"], "figures": stage.get("figures", {})} for name, stage in stages.items()}
+    kept = ("first", "last", "start", "end")  # figures, not where things lie
+    return {
+        name: {
+            "minutes": stage["minutes"],
+            **{key: value for key, value in stage.get("figures", {}).items() if key in kept},
+        }
+        for name, stage in stages.items()
+    }
 
 
 def dig(content: Any, place: Sequence[str]) -> Any:
