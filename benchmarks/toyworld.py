@@ -28,7 +28,6 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import version
@@ -40,9 +39,8 @@ from transformers import HfArgumentParser
 
 from benchmarks.toyworld_results import collect
 from training.offline_parts import fetch_dinov2_small, fetch_minilm
+from training.run import ROOT, read_recipe
 
-ROOT = Path(__file__).resolve().parents[1]
-RECIPE = ROOT / "training" / "recipes" / "toyworld.yaml"
 COMMON = ("toyworld", "prepare", "pictures", "prepare_pictures", "prepare_scenes", "toybase")
 PRETRAIN = ("pretrain", "pretrain_scenes")
 SMOLDRIVER = ("assemble", "transfer", "heal", "adapt", "merge")
@@ -80,7 +78,7 @@ class ToyworldArguments:
     output: str = field(default="benchmarks/results/toyworld.json", metadata={"help": "File of the results."})
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of training."})
     recipe: str = field(
-        default=str(RECIPE.relative_to(ROOT)), metadata={"help": "Recipe whose numbers all runs have."}
+        default="toyworld", metadata={"help": "Recipe whose numbers all runs have, as training.run takes it."}
     )
     quick: bool = field(default=False, metadata={"help": "One seed, no ablations, fewer test frames."})
     only: list[str] | None = field(default=None, metadata={"help": "Models and ablations to run; default: all."})
@@ -101,7 +99,7 @@ def recipe_of(variant: str, seed: int, root: Path, whole: dict[str, Any]) -> dic
     common, pretrained = root / "common", pretrained_smolvlm(root)
     recipe = {"output_dir": str(root / run_name(variant, seed)), "data": str(common / "prepare"), "env": ONE_THREAD}
     for stage in stages:
-        section = deepcopy(whole[stage]) | changes.get(stage, {})
+        section = whole[stage] | changes.get(stage, {})
         if stage != "merge":
             section["seed"] = seed
         if stage == "assemble":
@@ -138,14 +136,15 @@ def python(*words: str, log: Path, env: dict[str, str]) -> None:
         raise RuntimeError(f"python {shlex.join(words)} failed; {log} ends:\n{log.read_text()[-2000:]}")
 
 
-def run_recipe(recipe: dict[str, Any], env: dict[str, str]) -> None:
+def run_recipe(recipe: dict[str, Any]) -> None:
+    """Run what a recipe has left to do, in its own folder."""
     folder = Path(recipe["output_dir"])
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "recipe.yaml"
     text = yaml.safe_dump(recipe, sort_keys=False)
     if not file.exists() or file.read_text() != text:
         file.write_text(text)
-    python("-m", "training.run", "--recipe", str(file), log=folder / "log.txt", env=env)
+    python("-m", "training.run", "--recipe", str(file), log=folder / "log.txt", env={})
 
 
 def evaluate(checkpoint: Path, data: Path, folder: Path, *options: str) -> None:
@@ -163,21 +162,21 @@ def make_common(root: Path, whole: dict[str, Any]) -> None:
     recipe = {"output_dir": str(root / "common"), "env": whole["env"], **{stage: whole[stage] for stage in COMMON}}
     cache = str(root / "features" / "pictures")
     recipe |= {stage: {**whole[stage], "feature_cache": cache} for stage in PRETRAIN}
-    run_recipe(recipe, {})
+    run_recipe(recipe)
     unseen = {"output_dir": str(root / "unseen"), "toyworld": {**whole["toyworld"], **UNSEEN}}
     unseen["prepare"] = {**whole["prepare"], "split": "test"}
-    run_recipe(unseen, {})
+    run_recipe(unseen)
 
 
 def run_variant(variant: str, seed: int, root: Path, whole: dict[str, Any], quick: bool) -> None:
     """Train a variant and ask it everything."""
     recipe, folder = recipe_of(variant, seed, root, whole), root / run_name(variant, seed)
-    run_recipe(recipe, recipe["env"])
+    run_recipe(recipe)
     evaluate_variant(variant, seed, folder / RESULTS.get(variant, "merge"), root, folder, quick)
 
 
 def evaluate_variant(variant: str, seed: int, checkpoint: Path, root: Path, folder: Path, quick: bool) -> None:
-    """The sighted model beside blind controls and at all budgets; the first seed of the models under more controls.
+    """The sighted model beside blind controls and at all budgets; its first seed under more controls.
 
     Ablations are asked sighted and with black images only.
     """
@@ -209,7 +208,7 @@ def main(args: ToyworldArguments) -> dict[str, Any]:
     Raises:
         RuntimeError: runs that failed; the others are finished first.
     """
-    root, whole = Path(args.output_dir).absolute(), yaml.safe_load((ROOT / args.recipe).read_text())
+    root, whole = Path(args.output_dir).absolute(), read_recipe(args.recipe)[1]
     seeds = args.seeds[:1] if args.quick else args.seeds
     known = MODELS if args.quick else ("smolvlm", *VARIANTS)
     variants = tuple(args.only or known)

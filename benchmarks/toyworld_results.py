@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from training.evaluate import control_file, without_nan
 from training.metrics import answer_correct
 from training.metrics_intervals import mean_difference_interval, mean_interval
 
@@ -70,15 +71,14 @@ def summary(folders: Sequence[Path]) -> dict[str, Any]:
     blind = "text_only" in metrics[0]["arguments"]["controls"]
     own = "text_only" if blind else "sighted"  # the blind model's own figure is the one without images
     scores = scores_of(folders, "evaluation", own)
+    seeds = [means(scores_of([folder], "evaluation", own)) for folder in folders]
     found: dict[str, Any] = {
         "seeds": len(folders),
         "split_hash": metrics[0]["split_hash"],
         "questions": len(scores),
         "visual_tokens_per_scene": metrics[0]["results"][own]["visual_tokens_per_scene"],
         **{group: asdict(interval) for group, interval in intervals(scores).items()},
-        "per_seed": {
-            group: [mean(scores_of([folder], "evaluation", own), group) for folder in folders] for group in GROUPS
-        },
+        "per_seed": {group: [figures[group] for figures in seeds] for group in GROUPS},
         **{
             name: float(
                 np.mean(
@@ -89,19 +89,13 @@ def summary(folders: Sequence[Path]) -> dict[str, Any]:
         },
         "by_category": averaged([item["results"][own]["by_category"] for item in metrics]),
         "by_type": averaged([item["results"][own]["by_type"] for item in metrics]),
-        "controls": {
-            control: {group: mean(scores_of(folders, "evaluation", control), group) for group in GROUPS}
-            for control in controls_of(folders[0])
-        },
+        "controls": {control: means(scores_of(folders, "evaluation", control)) for control in controls_of(folders[0])},
         "training": [training(folder) for folder in folders if (folder / "run.json").is_file()],
     }
     for name in ("unseen", "corruptions"):
         done = [folder for folder in folders if (folder / name / "metrics.json").is_file()]
         if done:
-            found[name] = {
-                control: {group: mean(scores_of(done, name, control), group) for group in GROUPS}
-                for control in controls_of(done[0], name)
-            }
+            found[name] = {control: means(scores_of(done, name, control)) for control in controls_of(done[0], name)}
     return without_nan(found)
 
 
@@ -110,7 +104,7 @@ def scores_of(folders: Sequence[Path], evaluation: str, control: str) -> Scores:
     found: dict[str, list[float]] = {}
     places: dict[str, tuple[str, str]] = {}
     for folder in folders:
-        file = folder / evaluation / control.replace(":", "-") / "predictions.jsonl"
+        file = control_file(folder / evaluation, control)
         if not file.is_file():
             return {}
         for line in file.read_text().splitlines():
@@ -126,9 +120,10 @@ def chosen(scores: Scores, group: str) -> Scores:
     return scores if group == "accuracy" else {key: row for key, row in scores.items() if row[1] == group}
 
 
-def mean(scores: Scores, group: str) -> float | None:
-    values = [score for _, _, score in chosen(scores, group).values()]
-    return float(np.mean(values)) if values else None
+def means(scores: Scores) -> dict[str, float | None]:
+    """The share of right answers in each group; None where it has no question."""
+    values = {group: [score for _, _, score in chosen(scores, group).values()] for group in GROUPS}
+    return {group: float(np.mean(found)) if found else None for group, found in values.items()}
 
 
 def intervals(scores: Scores) -> dict[str, Any]:
@@ -188,11 +183,3 @@ def dig(content: Any, place: Sequence[str]) -> Any:
     for key in place:
         content = content.get(key) if isinstance(content, Mapping) else None
     return content
-
-
-def without_nan(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [without_nan(item) for item in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value

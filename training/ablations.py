@@ -26,15 +26,19 @@ def qformer_copies(model: nn.Module) -> list[list[nn.Parameter]]:
 class SharedQFormers(TrainerCallback):
     """Keeps the Q-Formers of all cameras equal."""
 
+    def __init__(self) -> None:
+        self.copies: list[list[nn.Parameter]] = []
+
     @torch.no_grad()
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        for first, *others in qformer_copies(model):
+        self.copies = qformer_copies(model)
+        for first, *others in self.copies:
             for other in others:
                 other.copy_(first)
 
     @torch.no_grad()
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        for copies in qformer_copies(model):
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        for copies in self.copies:
             gradients = [copy.grad for copy in copies if copy.grad is not None]
             if gradients:
                 mean = torch.stack(gradients).sum(0) / len(copies)

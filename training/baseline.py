@@ -21,7 +21,7 @@ from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3I
 
 from smoldriver_hf.processing_smoldriver import chat_template_for
 from training.collate import EncodedFrame, Example, PackedSceneCollator, SceneCollator
-from training.features import FeatureCache, evaluating, image_settings, settings_of, weights_hash, write_features
+from training.features import FeatureCache, evaluating, vision_fingerprint, write_features
 
 
 def load_processor(
@@ -173,11 +173,7 @@ def build_features(
         pixels = view.pixels([[path] for path in paths])["pixel_values"][:, 0]
         return tower(pixels.to(tower.device, tower.dtype)).last_hidden_state
 
-    fingerprint = {
-        "tower_weights": weights_hash(tower),
-        "tower": settings_of(tower.config),
-        "image_processor": image_settings(view.idefics3.image_processor),
-    }
+    fingerprint = vision_fingerprint(tower, view.idefics3.image_processor)
     with evaluating(tower):
         return write_features(folder, image_paths, encode, fingerprint, batch_size=batch_size)
 

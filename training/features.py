@@ -176,11 +176,15 @@ def write_features(
 
 def tower_fingerprint(model: PreTrainedModel, processor: Any) -> dict[str, Any]:
     """What a SmolDriver's vision features depend on: the tower's weights and settings, and the image processing."""
-    tower = model.base_model.vision_tower
+    return vision_fingerprint(model.base_model.vision_tower, processor.image_processor)
+
+
+def vision_fingerprint(tower: PreTrainedModel, image_processor: Any) -> dict[str, Any]:
+    """What the features of any tower depend on."""
     return {
         "tower_weights": weights_hash(tower),
         "tower": settings_of(tower.config),
-        "image_processor": image_settings(processor.image_processor),
+        "image_processor": image_settings(image_processor),
     }
 
 

@@ -14,7 +14,6 @@ The tokenizer is a byte-level BPE made from the texts of the given files, with S
 name is one piece for it, so a prompt of six cameras is not mostly names.
 """
 
-import json
 import shlex
 import sys
 from collections.abc import Iterator
@@ -41,6 +40,7 @@ from transformers import (
 
 from smoldriver_hf import CAMERAS
 from training.assemble import IMAGE_TOKEN, save_whole, vision_settings
+from training.drivelm import read_frames
 from training.offline_parts import fetch_dinov2_small
 
 SPECIAL_TOKENS = (
@@ -70,11 +70,9 @@ class ToyBaseArguments:
 
 def texts_of(file: str) -> Iterator[str]:
     """All questions and answers of a DriveLM file."""
-    for scene in json.loads(Path(file).read_text(encoding="utf-8")).values():
-        for frame in scene["key_frames"].values():
-            for group in frame["QA"].values():
-                for item in group:
-                    yield f"{item['Q']} {item['A']}"
+    for frame in read_frames(file):
+        for item in frame.questions:
+            yield f"{item.question} {item.answer}"
 
 
 def make_tokenizer(texts: Iterator[str], vocab_size: int) -> PreTrainedTokenizerFast:

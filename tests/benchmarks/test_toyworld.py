@@ -8,9 +8,11 @@ import pytest
 import yaml
 
 from benchmarks import tables
-from benchmarks.toyworld import RECIPE, ROOT, VARIANTS, recipe_of
+from benchmarks.toyworld import VARIANTS, recipe_of
 from benchmarks.toyworld_results import collect
-from training.run import plan
+from training.run import RECIPES, ROOT, plan
+
+RECIPE = RECIPES / "toyworld.yaml"
 
 EQUAL = ("language_model", "lora_r", "lora_alpha", "lora_dropout", "train_embeddings", "load_in_4bit", "tower")
 EQUAL += ("max_steps", "per_device_train_batch_size", "pairs_per_sequence", "learning_rate", "lr_scheduler_type")
