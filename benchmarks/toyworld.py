@@ -42,7 +42,7 @@ from training.offline_parts import fetch_dinov2_small, fetch_minilm
 from training.run import ROOT, read_recipe
 
 COMMON = ("toyworld", "prepare", "pictures", "prepare_pictures", "prepare_scenes", "toybase")
-PRETRAIN = ("pretrain", "pretrain_scenes")
+PRETRAIN = ("align", "pretrain_listings", "pretrain", "pretrain_scenes")
 SMOLDRIVER = ("assemble", "transfer", "heal", "adapt", "merge")
 TRAINED = ("transfer", "heal", "adapt")
 UNSEEN = {"weathers": ["fog"], "scenes": 60, "seed": 2}  # the recipe's worlds have no fog

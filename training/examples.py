@@ -1,6 +1,7 @@
 """Rows of a prepared split → training examples: a frame's images and some of its questions."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from training.collate import SceneCollator
 from training.rows import Rows
 
 
-def training_examples(rows: Rows, cameras: list[str], pairs_per_sequence: int, black: Path | None = None) -> Dataset:
+def training_examples(
+    rows: Rows, cameras: list[str], pairs_per_sequence: int, black: Path | None = None, questions: str | None = None
+) -> Dataset:
     """One example per sequence: cameras, image paths, questions and answers, all lists.
 
     Args:
@@ -20,26 +23,28 @@ def training_examples(rows: Rows, cameras: list[str], pairs_per_sequence: int, b
         cameras: which images to show; an empty list shows none.
         pairs_per_sequence: most questions per example.
         black: where to write a black picture of the images' size, to be shown in place of every image.
+        questions: a regular expression; questions in which it finds nothing are left out.
 
     Raises:
-        ValueError: no questions, a question without an answer, or a frame that has none of the cameras.
+        ValueError: no questions (left), a question without an answer, or a frame that has none of the cameras.
     """
     examples: list[dict[str, Any]] = []
-    for frame, questions in rows.frames():
+    for frame, asked in rows.frames():
+        asked = [row for row in asked if questions is None or re.search(questions, row["question"])]
         images = {camera: frame["images"][camera] for camera in cameras if camera in frame["images"]}
-        if questions and cameras and not images:
+        if asked and cameras and not images:
             raise ValueError(
                 f"{rows.path}: frame {frame['frame_token']} has images of {list(frame['images'])}, none of {cameras}"
             )
         if black is not None:
             images = {camera: black_picture(black, like) for camera, like in images.items()}
-        for row in questions:
+        for row in asked:
             if not row["answer"].strip():
                 raise ValueError(
                     f"{rows.path}: question {row['question_id']} has an empty answer; there is nothing to learn"
                 )
-        for start in range(0, len(questions), pairs_per_sequence):
-            chunk = questions[start : start + pairs_per_sequence]
+        for start in range(0, len(asked), pairs_per_sequence):
+            chunk = asked[start : start + pairs_per_sequence]
             examples.append(
                 {
                     "cameras": list(images),
@@ -49,7 +54,8 @@ def training_examples(rows: Rows, cameras: list[str], pairs_per_sequence: int, b
                 }
             )
     if not examples:
-        raise ValueError(f"{rows.path} split {rows.split!r} has no questions to train on")
+        like = f" like {questions!r}" if questions else ""
+        raise ValueError(f"{rows.path} split {rows.split!r} has no questions{like} to train on")
     return Dataset.from_list(examples)
 
 

@@ -68,6 +68,9 @@ class FinetuneArguments:
     data: str = field(metadata={"help": "Folder written by training.prepare."})
     split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str | None = field(default=None, metadata={"help": "Split for the evaluation loss."})
+    questions: str | None = field(
+        default=None, metadata={"help": "Regular expression: train only on questions it is found in."}
+    )
     cameras: list[str] | None = field(default=None, metadata={"help": "Cameras to show; default: the checkpoint's."})
     blind: str | None = field(default=None, metadata={"help": "Control: text (no images) or black (black images)."})
     tower: str = field(default="frozen", metadata={"help": "Vision tower: frozen, lora or full."})
@@ -150,7 +153,8 @@ def main(args: FinetuneArguments, config: SFTConfig) -> Path:
             if parameter.requires_grad:  # trl makes bf16 of what trains beside 4-bit weights; small updates get lost
                 parameter.data = parameter.data.float()
     trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-    print(f"{len(train)} sequences, {len(rows)} questions, {trainable / 1e6:.2f} M trainable parameters")
+    asked = sum(map(len, train["questions"]))
+    print(f"{len(train)} sequences, {asked} questions, {trainable / 1e6:.2f} M trainable parameters")
     with clear_about_full_disk(output_dir):
         trainer.train(resume_from_checkpoint=last_checkpoint(output_dir))
         finish(trainer, processor, args, rows.split_hash)
@@ -175,9 +179,10 @@ def load_examples(
     black = Path(config.output_dir) / "black.png" if args.blind == "black" else None
     held_out, features = None, None
     with config.main_process_first(desc="examples and features"):  # the others find files there
-        train = training_examples(rows, shown, args.pairs_per_sequence, black)
+        train = training_examples(rows, shown, args.pairs_per_sequence, black, args.questions)
         if args.eval_split:
-            held_out = training_examples(load_rows(args.data, args.eval_split), shown, args.pairs_per_sequence, black)
+            others = load_rows(args.data, args.eval_split)
+            held_out = training_examples(others, shown, args.pairs_per_sequence, black, args.questions)
         if args.feature_cache:
             paths = {path for part in (train, held_out) if part for paths in part["images"] for path in paths}
             if isinstance(view, SceneView):

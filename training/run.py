@@ -9,14 +9,17 @@
 A recipe is one YAML file: `output_dir`, `data`, optionally `env` (environment variables), and a section per stage with
 that stage's arguments. Stages run in this order, those without a section are left out:
 
-    toyworld  prepare  pictures  prepare_pictures  prepare_scenes  toybase  pretrain  pretrain_scenes
+    toyworld  prepare  pictures  prepare_pictures  prepare_scenes
+    toybase  align  pretrain_listings  pretrain  pretrain_scenes
     assemble  transfer  heal  adapt  merge  baseline  blind
 
-`pretrain`, `pretrain_scenes`, `heal`, `adapt`, `baseline` and `blind` are `training.finetune`. Where a section does
+`pretrain_…`, `pretrain`, `heal`, `adapt`, `baseline` and `blind` are `training.finetune`. Where a section does
 not say otherwise a stage writes `output_dir/STAGE`, reads `data`, and starts from the checkpoint of the stage before.
-The stages of the first line make a world, pictures of another one, and a small SmolVLM pre-trained on them, first one
-by one, then six at a time; that SmolVLM is then what `assemble` takes apart, the teacher of `transfer` and the start
-of `baseline`. `blind` starts from what `assemble` made. Without them, `transfer` and `baseline` name their SmolVLM.
+The first two lines make a world, pictures of another one, and a small SmolVLM pre-trained on them: its connector
+learns which objects a picture shows, it names them, then answers other questions about one picture, then about one of
+six. That SmolVLM is what
+`assemble` takes apart, the teacher of `transfer` and the start of `baseline`. `blind` starts from what `assemble`
+made. Without them, `transfer` and `baseline` name their SmolVLM.
 `data` may name a stage of the recipe, e.g. `data: prepare_scenes` to heal on what the SmolVLM was pre-trained on.
 
 `output_dir/run.json` records for each stage its command, arguments, versions, sha256 of everything it read and wrote,
@@ -76,6 +79,8 @@ STAGES = {
     "prepare_pictures": Stage("prepare", inputs=("drivelm_json",)),
     "prepare_scenes": Stage("prepare", inputs=("drivelm_json",)),
     "toybase": Stage("toybase", inputs=("drivelm_json", "vision")),
+    "align": Stage("align", "final", True, ("checkpoint", "data")),
+    "pretrain_listings": FINETUNE,
     "pretrain": FINETUNE,
     "pretrain_scenes": FINETUNE,
     "assemble": Stage("assemble", inputs=("smolvlm", "vision", "text")),
@@ -91,7 +96,12 @@ WORLDS = {  # what prepares what
     "prepare_pictures": ("pictures", "pictures.json"),
     "prepare_scenes": ("pictures", "scenes.json"),
 }
-PRETRAINED_ON = {"pretrain": "prepare_pictures", "pretrain_scenes": "prepare_scenes"}
+PRETRAINED_ON = {
+    "align": "prepare_pictures",
+    "pretrain_listings": "prepare_pictures",
+    "pretrain": "prepare_pictures",
+    "pretrain_scenes": "prepare_scenes",
+}
 
 
 @dataclass

@@ -26,8 +26,8 @@ _BEND = {"straight": "It goes straight.", "left": "It bends to the left.", "righ
 _DASHES = {"not moving": "Very short.", "slow": "Short.", "normal": "Long.", "fast": "Very long."}
 
 
-def picture_questions(frame: ToyFrame, truth: Truth, camera: str) -> list[dict[str, str]]:
-    """`[{"Q": question, "A": answer}, …]` about one picture; the same on every call.
+def picture_questions(frame: ToyFrame, truth: Truth, camera: str) -> list[tuple[str, str]]:
+    """`[(question, answer), …]` about one picture; the same on every call.
 
     A class of which the picture shows something badly is not asked about (`Truth.doubtful`).
     """
@@ -50,7 +50,7 @@ def picture_questions(frame: ToyFrame, truth: Truth, camera: str) -> list[dict[s
         pairs.append(("How does the road go on?", _BEND[frame.direction]))
         pairs.append(("How long are the dashes on the road?", _DASHES[frame.speed]))
     rng.shuffle(pairs)
-    return [{"Q": question, "A": answer} for question, answer in pairs]
+    return pairs
 
 
 def _place(item: Seen) -> str:
@@ -135,17 +135,15 @@ def _counts(seen: Sequence[Seen], doubtful: set[str], rng: random.Random) -> lis
 
 def picture_frame(frame: ToyFrame, truth: Truth, camera: str, path: str) -> dict[str, Any]:
     """A picture with its questions as a key frame of a DriveLM file, one that has a single camera."""
-    perception = [
-        {**pair, **dict.fromkeys(("C", "con_up", "con_down", "cluster", "layer"))}
-        for pair in picture_questions(frame, truth, camera)
-    ]
+    perception = [_pair(question, answer) for question, answer in picture_questions(frame, truth, camera)]
     return _key_frame(perception, {camera: path}, frame.weather)
 
 
 def scene_frame(frame: ToyFrame, pictures: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """A frame's pictures, as `picture_frame` writes them, in one key frame.
 
-    `CAM_BACK: Describe the picture.` or `To the back: Describe the picture.`
+    `CAM_BACK: Describe the picture.` or `To the back: Describe the picture.`, and once for each camera
+    `Which camera looks to the back?`
     """
     rng = frame.random("picture/scene")
     perception = [
@@ -154,9 +152,16 @@ def scene_frame(frame: ToyFrame, pictures: Sequence[dict[str, Any]]) -> dict[str
         for camera in picture["image_paths"]
         for item in picture["QA"]["perception"]
     ]
-    rng.shuffle(perception)
     paths = {camera: path for picture in pictures for camera, path in picture["image_paths"].items()}
+    for camera in paths:
+        perception.append(_pair(f"Which camera looks to the {SECTORS[camera]}?", f"{camera}."))
+    rng.shuffle(perception)
     return _key_frame(perception, paths, frame.weather)
+
+
+def _pair(question: str, answer: str) -> dict[str, Any]:
+    """As an entry of a DriveLM file."""
+    return {"Q": question, "A": answer, **dict.fromkeys(("C", "con_up", "con_down", "cluster", "layer"))}
 
 
 def _key_frame(perception: list[dict[str, Any]], paths: dict[str, str], weather: str) -> dict[str, Any]:

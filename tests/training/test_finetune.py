@@ -193,6 +193,22 @@ def test_blind_controls_train_alike(root, tmp_path):
     assert [Path(path).name for path in index["images"]] == ["black.png"]
 
 
+def test_only_the_questions_that_are_asked_for(root, tmp_path, capsys, monkeypatch):
+    asked: list[str] = []
+    original = finetune.SceneTrainer
+
+    def trainer(**arguments):
+        asked.extend(question for row in arguments["train_dataset"] for question in row["questions"])
+        return original(**arguments)
+
+    monkeypatch.setattr(finetune, "SceneTrainer", trainer)
+    run(root, tmp_path / "run", questions="^Is there", pairs_per_sequence=4, config={"max_steps": 1})
+    assert sorted(asked) == 4 * ["Is there a bus?"] + 4 * ["Is there a car?"]
+    assert "4 sequences, 8 questions" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="has no questions like 'unicorn' to train on"):
+        run(root, tmp_path / "none", questions="unicorn")
+
+
 def test_a_feature_cache_changes_nothing_but_the_cost(root, tmp_path):
     losses = []
     for name, cache in (("live", None), ("cached", str(tmp_path / "features"))):

@@ -16,7 +16,7 @@ def world(tmp_path_factory):
     main(
         ToyWorldArguments(scenes=8, output_dir=str(folder), seed=3, width=160, weathers=["day", "fog"], num_workers=1)
     )
-    return {name: json.loads((folder / f"{name}.json").read_text()) for name in ("pictures", "drivelm")}
+    return {name: json.loads((folder / f"{name}.json").read_text()) for name in ("pictures", "scenes", "drivelm")}
 
 
 def frames(world, name):
@@ -51,6 +51,19 @@ def test_no_question_is_drivelms_nor_about_the_ego_car(world):
         for question, _ in pairs(frame):
             assert question not in driving
             assert not re.search(r"\bego\b|CAM_|Are there", question)
+
+
+def test_six_pictures_come_with_the_questions_of_each_and_tell_which_camera_looks_where(world):
+    alone = {path: pairs(frame) for frame in frames(world, "pictures") for path in frame["image_paths"].values()}
+    for frame in frames(world, "scenes"):
+        cameras, asked = frame["image_paths"], pairs(frame)
+        assert ("Which camera looks to the back left?", "CAM_BACK_LEFT.") in asked
+        assert sum(question.startswith("Which camera looks") for question, _ in asked) == len(cameras) == 6
+        named = [(*question.split(": ", 1), answer) for question, answer in asked if ": " in question]
+        for where, question, answer in named:
+            camera = where if where in cameras else "CAM_" + where.removeprefix("To the ").upper().replace(" ", "_")
+            assert (question, answer) in alone[cameras[camera]]
+        assert len(named) == sum(len(alone[path]) for path in cameras.values())
 
 
 def test_existence_is_balanced_and_agrees_with_the_listing(world):
