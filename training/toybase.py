@@ -8,7 +8,7 @@ It is transformers' own SmolVLM architecture in small, with a language model fro
 DINOv2-small (`training.offline_parts`), so that the baseline and SmolDriver see with the same pretrained eyes and
 differ in what stands between eyes and language. SmolVLM's tower has no class token and no layer scale: the scales are
 folded into the linears in front of them, which changes nothing, and the class token is left out, which changes patch
-features a little. The last norm is made smaller (`FEATURE_SCALE`).
+features a little.
 
 The tokenizer is a byte-level BPE made from the texts of the given files, with SmolVLM's special tokens. A camera's
 name is one piece for it, so a prompt of six cameras is not mostly names.
@@ -52,9 +52,6 @@ SPECIAL_TOKENS = (
     "<global-img>",
 )
 PIECES = r" ?CAM_[A-Z_]+| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-# Visual tokens of the text embeddings' size, and growing slowly: at a hundred times that size, whatever the language
-# model's first layers write to their places (which camera?) is lost beside them.
-FEATURE_SCALE = 1 / 32
 EMBEDDING_STD = 0.05  # visual and text embeddings of one scale: with N(0, 1) the model learns nothing in minutes
 
 
@@ -123,8 +120,8 @@ def smolvlm_tower_weights(tower: PreTrainedModel, image_size: int) -> dict[str, 
         "embeddings.position_embedding.weight": tower.embeddings.interpolate_pos_encoding(
             like, image_size, image_size
         )[0, 1:].detach(),
-        "post_layernorm.weight": state["layernorm.weight"] * FEATURE_SCALE,
-        "post_layernorm.bias": state["layernorm.bias"] * FEATURE_SCALE,
+        "post_layernorm.weight": state["layernorm.weight"],
+        "post_layernorm.bias": state["layernorm.bias"],
     }
     names = {
         "layer_norm1": "norm1",
