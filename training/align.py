@@ -7,13 +7,14 @@
 A language model from scratch cannot ask its eyes for anything yet, so that answers teach the connector little for a
 long time. Here a linear head reads the mean of a picture's visual tokens: is there one, are there several, of each
 class that the toy world's listings name ("One car, two barriers.")? Then the head is thrown away. Tower and language
-model stay as they are. `output_dir/align_metrics.json` tells how well the head knew pictures held out.
+model stay as they are. `output_dir/final/align.json` tells how well the head knew pictures held out.
 """
 
 import json
 import shlex
 import sys
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,10 +122,7 @@ def main(args: AlignArguments, config: TrainingArguments) -> Path:
     features = build_features(
         model, SceneView(processor, list(CAMERAS)), [path for path, _ in pictures], args.feature_cache
     )
-
-    def collate(examples: list[tuple[str, list[float]]]) -> dict[str, torch.Tensor]:
-        return batch_of(examples, features)
-
+    collate = partial(batch_of, features)
     trainer = AlignTrainer(
         model=ConnectorWithHead(model.model.connector, model.config.text_config.hidden_size),
         args=config,
@@ -145,13 +143,12 @@ def main(args: AlignArguments, config: TrainingArguments) -> Path:
         "held_out": {"pictures": len(held_out["labels"]), "balanced_accuracy": known},
         "versions": {module.__name__: module.__version__ for module in (torch, transformers)},
     }
-    (output_dir / "align_metrics.json").write_text(json.dumps(notes, indent=2) + "\n")
     save_whole(final, model.to(torch.bfloat16 if config.bf16 else torch.float32), processor, notes={"align": notes})
     print(json.dumps({"output_dir": str(output_dir), "steps": notes["steps"], **notes["held_out"]}))
     return final
 
 
-def batch_of(examples: list[tuple[str, list[float]]], features: FeatureCache) -> dict[str, torch.Tensor]:
+def batch_of(features: FeatureCache, examples: list[tuple[str, list[float]]]) -> dict[str, torch.Tensor]:
     """Features (pictures, patches, width) and labels (pictures, classes · 2)."""
     return {
         "features": torch.stack([features[path] for path, _ in examples]),

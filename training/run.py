@@ -17,9 +17,8 @@ that stage's arguments. Stages run in this order, those without a section are le
 not say otherwise a stage writes `output_dir/STAGE`, reads `data`, and starts from the checkpoint of the stage before.
 The first two lines make a world, pictures of another one, and a small SmolVLM pre-trained on them: its connector
 learns which objects a picture shows, it names them, then answers other questions about one picture, then about one of
-six. That SmolVLM is what
-`assemble` takes apart, the teacher of `transfer` and the start of `baseline`. `blind` starts from what `assemble`
-made. Without them, `transfer` and `baseline` name their SmolVLM.
+six. That SmolVLM is what `assemble` takes apart, the teacher of `transfer` and the start of `baseline`. `blind` starts
+from what `assemble` made. Without them, `transfer` and `baseline` name their SmolVLM.
 `data` may name a stage of the recipe, e.g. `data: prepare_scenes` to heal on what the SmolVLM was pre-trained on.
 
 `output_dir/run.json` records for each stage its command, arguments, versions, sha256 of everything it read and wrote,

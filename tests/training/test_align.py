@@ -51,7 +51,7 @@ def test_only_the_connector_learns_and_it_does(root, tmp_path):
         if "loss" in line
     ]
     assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
-    notes = json.loads((tmp_path / "run" / "align_metrics.json").read_text())
+    notes = json.loads((final / "align.json").read_text())
     assert notes["steps"] == 30 and 0 <= notes["held_out"]["balanced_accuracy"]["present"] <= 1
     assert run(root, tmp_path / "run", max_steps=30) == final  # nothing to do
 
