@@ -59,11 +59,17 @@ def test_six_pictures_come_with_the_questions_of_each_and_tell_which_camera_look
         cameras, asked = frame["image_paths"], pairs(frame)
         assert ("Which camera looks to the back left?", "CAM_BACK_LEFT.") in asked
         assert sum(question.startswith("Which camera looks") for question, _ in asked) == len(cameras) == 6
-        named = [(*question.split(": ", 1), answer) for question, answer in asked if ": " in question]
-        for where, question, answer in named:
-            camera = where if where in cameras else "CAM_" + where.removeprefix("To the ").upper().replace(" ", "_")
+        others = [(question, answer) for question, answer in asked if not question.startswith("Which camera looks")]
+        for asked_there, answer in others:
+            place = re.search(r"(CAM_[A-Z_]+|To the [a-z ]+)[:.]", asked_there)
+            assert place and asked_there.startswith(f"{place[1]}: ") != asked_there.endswith(f" {place[1]}.")
+            question = asked_there.removeprefix(f"{place[1]}: ").removesuffix(f" {place[1]}.")
+            if question == "Name everything in the picture.":
+                assert answer.startswith(f"{place[1]}: ")
+                answer = answer.removeprefix(f"{place[1]}: ")
+            camera = "CAM_" + place[1].removeprefix("CAM_").removeprefix("To the ").upper().replace(" ", "_")
             assert (question, answer) in alone[cameras[camera]]
-        assert len(named) == sum(len(alone[path]) for path in cameras.values())
+        assert len(others) == sum(len(alone[path]) for path in cameras.values())
 
 
 def test_existence_is_balanced_and_agrees_with_the_listing(world):
