@@ -6,9 +6,9 @@
 One small SmolVLM is pre-trained on single pictures, once; all models start from it. Then, for every seed and with the
 numbers of training/recipes/toyworld.yaml (equal rows, steps and adapter size for all):
 
-    smoldriver         transfer, healing, QLoRA
-    smolvlm-ft         the baseline: the pre-trained SmolVLM, fine-tuned for as many steps as healing and QLoRA take
-    blind              the same language model without images, for as many steps
+    smoldriver         transfer, healing, QLoRA on six pictures and then on driving questions
+    smolvlm-ft         the baseline: the pre-trained SmolVLM, with the rows, steps and adapter of the two QLoRA stages
+    blind              the same language model without images, on the driving questions for as many steps
     position-keys      ablation: attention keys made of positions only
     shared-qformer     ablation: one Q-Former for all cameras
     untrained-queries  ablation: queries stay as they were drawn
@@ -39,16 +39,16 @@ from transformers import HfArgumentParser
 
 from benchmarks.toyworld_results import collect
 from training.offline_parts import fetch_dinov2_small, fetch_minilm
-from training.run import ROOT, read_recipe
+from training.run import LEARNT_FROM, ROOT, read_recipe
 
 COMMON = ("toyworld", "prepare", "pictures", "prepare_pictures", "prepare_scenes", "toybase")
-PRETRAIN = ("align", "pretrain_listings", "pretrain", "pretrain_scenes")
-SMOLDRIVER = ("assemble", "transfer", "heal", "adapt", "merge")
-TRAINED = ("transfer", "heal", "adapt")
+PRETRAIN = ("align", "pretrain_listings")
+SMOLDRIVER = ("assemble", "transfer", "heal", "adapt_scenes", "adapt", "merge")
+TRAINED = ("transfer", "heal", "adapt_scenes", "adapt")
 UNSEEN = {"weathers": ["fog"], "scenes": 60, "seed": 2}  # the recipe's worlds have no fog
 VARIANTS: dict[str, tuple[tuple[str, ...], dict[str, dict[str, Any]]]] = {
     "smoldriver": (SMOLDRIVER, {}),
-    "smolvlm-ft": (("baseline",), {}),
+    "smolvlm-ft": (("baseline_scenes", "baseline"), {}),
     "blind": (("assemble", "blind"), {}),
     "position-keys": (SMOLDRIVER, {"assemble": {"key_source": "position"}}),
     "shared-qformer": (SMOLDRIVER, {stage: {"shared_qformer": True} for stage in TRAINED}),
@@ -106,14 +106,14 @@ def recipe_of(variant: str, seed: int, root: Path, whole: dict[str, Any]) -> dic
             section["smolvlm"] = str(pretrained)
         if stage == "transfer":
             section["teacher"] = str(pretrained)
-        if stage == "baseline":
+        if stage == "baseline_scenes":
             section["checkpoint"] = str(pretrained)
         if "feature_cache" in section:
             section["feature_cache"] = str(root / "features" / Path(section["feature_cache"]).name)
         if stage == "transfer":
             section["feature_cache"] = str(root / "features")
-        if "data" in section:
-            section["data"] = str(common / section["data"])
+        if stage in LEARNT_FROM or "data" in section:
+            section["data"] = str(common / section.get("data", LEARNT_FROM.get(stage, "prepare")))
         recipe[stage] = section
     return recipe
 

@@ -11,14 +11,15 @@ that stage's arguments. Stages run in this order, those without a section are le
 
     toyworld  prepare  pictures  prepare_pictures  prepare_scenes
     toybase  align  pretrain_listings  pretrain  pretrain_scenes
-    assemble  transfer  heal  adapt  merge  baseline  blind
+    assemble  transfer  heal  adapt_scenes  adapt  merge  baseline_scenes  baseline  blind
 
-`pretrain_…`, `pretrain`, `heal`, `adapt`, `baseline` and `blind` are `training.finetune`. Where a section does
+`pretrain…`, `heal`, `adapt…`, `baseline…` and `blind` are `training.finetune`. Where a section does
 not say otherwise a stage writes `output_dir/STAGE`, reads `data`, and starts from the checkpoint of the stage before.
 The first two lines make a world, pictures of another one, and a small SmolVLM pre-trained on them: its connector
 learns which objects a picture shows, it names them, then answers other questions about one picture, then about one of
-six. That SmolVLM is what `assemble` takes apart, the teacher of `transfer` and the start of `baseline`. `blind` starts
-from what `assemble` made. Without them, `transfer` and `baseline` name their SmolVLM.
+six. That SmolVLM is what `assemble` takes apart, the teacher of `transfer` and the start of the baseline. `blind`
+starts from what `assemble` made. `adapt_scenes` and `baseline_scenes` learn from pictures of six cameras before the
+driving questions. Without the first two lines, `transfer` and the baseline name their SmolVLM.
 `data` may name a stage of the recipe, e.g. `data: prepare_scenes` to heal on what the SmolVLM was pre-trained on.
 
 `output_dir/run.json` records for each stage its command, arguments, versions, sha256 of everything it read and wrote,
@@ -85,8 +86,10 @@ STAGES = {
     "assemble": Stage("assemble", inputs=("smolvlm", "vision", "text")),
     "transfer": Stage("transfer", "final", True, ("student", "teacher", "data"), True),
     "heal": FINETUNE,
+    "adapt_scenes": FINETUNE,
     "adapt": FINETUNE,
     "merge": Stage("merge", inputs=("checkpoint", "adapter")),
+    "baseline_scenes": FINETUNE,
     "baseline": FINETUNE,
     "blind": FINETUNE,
 }
@@ -101,6 +104,9 @@ PRETRAINED_ON = {
     "pretrain": "prepare_pictures",
     "pretrain_scenes": "prepare_scenes",
 }
+LEARNT_FROM = {**PRETRAINED_ON, "adapt_scenes": "prepare_scenes", "baseline_scenes": "prepare_scenes"}
+
+BESIDE = ("baseline_scenes", "baseline", "blind")  # they do not go on from the stage before
 
 
 @dataclass
@@ -146,6 +152,7 @@ def plan(recipe: dict[str, Any], root: Path, data: str | None) -> dict[str, dict
     checkpoint: str | None = None  # of the stage before
     smolvlm: str | None = None  # pre-trained by this recipe
     assembled: str | None = None
+    baseline: str | None = None
     for name in (name for name in STAGES if name in recipe):
         folder = root / name
         given = dict(recipe[name] or {})
@@ -160,16 +167,16 @@ def plan(recipe: dict[str, Any], root: Path, data: str | None) -> dict[str, dict
             defaults["drivelm_json"] = [str(file) for file in made] or None
         if "data" in STAGES[name].inputs:
             defaults["data"] = data
-        if PRETRAINED_ON.get(name) in stages:
-            defaults["data"] = stages[PRETRAINED_ON[name]]["output_dir"]
+        if LEARNT_FROM.get(name) in stages:
+            defaults["data"] = stages[LEARNT_FROM[name]]["output_dir"]
         if name == "assemble" and smolvlm:
             defaults["smolvlm"] = smolvlm
         if name == "transfer":
             defaults |= {"student": checkpoint, "teacher": smolvlm}
-        if name in (*PRETRAINED_ON, "heal", "adapt", "merge"):
+        if name in (*PRETRAINED_ON, "heal", "adapt_scenes", "adapt", "merge"):
             defaults["checkpoint"] = checkpoint
-        if name in ("baseline", "blind"):
-            defaults["checkpoint"] = smolvlm if name == "baseline" else assembled
+        if name in BESIDE:
+            defaults["checkpoint"] = assembled if name == "blind" else baseline or smolvlm
         if name == "adapt":
             defaults["merge"] = "merge" not in recipe
         if name == "merge":
@@ -183,7 +190,9 @@ def plan(recipe: dict[str, Any], root: Path, data: str | None) -> dict[str, dict
         missing = [key for key in (*STAGES[name].inputs, "output_dir") if stages[name].get(key, "") is None]
         if missing:
             raise ValueError(f"section {name} needs {', '.join(missing)}: no section before it makes one")
-        if name not in ("baseline", "blind"):
+        if name == "baseline_scenes":
+            baseline = str(Path(stages[name]["output_dir"]) / result_of(name, stages[name]))
+        if name not in BESIDE:
             checkpoint = str(Path(stages[name]["output_dir"]) / result_of(name, stages[name]))
         if name in PRETRAINED_ON:
             smolvlm = checkpoint

@@ -15,14 +15,21 @@ from training.run import RECIPES, ROOT, plan
 RECIPE = RECIPES / "toyworld.yaml"
 
 EQUAL = ("language_model", "lora_r", "lora_alpha", "lora_dropout", "train_embeddings", "load_in_4bit", "tower")
-EQUAL += ("max_steps", "per_device_train_batch_size", "pairs_per_sequence", "learning_rate", "lr_scheduler_type")
+EQUAL += (
+    "questions",
+    "max_steps",
+    "per_device_train_batch_size",
+    "pairs_per_sequence",
+    "learning_rate",
+    "lr_scheduler_type",
+)
 
 
 @pytest.mark.parametrize("name", ["toyworld", "demo"])
 def test_all_models_have_equal_means(name):
     recipe = yaml.safe_load((RECIPE.parent / f"{name}.yaml").read_text())
-    for stage in ("baseline", "blind"):
-        assert {key: recipe[stage].get(key) for key in EQUAL} == {key: recipe["adapt"].get(key) for key in EQUAL}
+    for stage, like in (("baseline_scenes", "adapt_scenes"), ("baseline", "adapt"), ("blind", "adapt")):
+        assert {key: recipe[stage].get(key) for key in EQUAL} == {key: recipe[like].get(key) for key in EQUAL}
     assert "fog" not in recipe["toyworld"]["weathers"] + recipe["pictures"]["weathers"]
     assert recipe["toyworld"]["seed"] != recipe["pictures"]["seed"]
 
