@@ -113,7 +113,7 @@ def recipe_of(variant: str, seed: int, root: Path, whole: dict[str, Any]) -> dic
         if stage == "transfer":
             section["feature_cache"] = str(root / "features")
         if stage in LEARNT_FROM or "data" in section:
-            section["data"] = str(common / section.get("data", LEARNT_FROM.get(stage, "prepare")))
+            section["data"] = str(common / (section.get("data") or LEARNT_FROM[stage]))
         recipe[stage] = section
     return recipe
 

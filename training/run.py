@@ -105,7 +105,6 @@ PRETRAINED_ON = {
     "pretrain_scenes": "prepare_scenes",
 }
 LEARNT_FROM = {**PRETRAINED_ON, "adapt_scenes": "prepare_scenes", "baseline_scenes": "prepare_scenes"}
-
 BESIDE = ("baseline_scenes", "baseline", "blind")  # they do not go on from the stage before
 
 
@@ -190,10 +189,11 @@ def plan(recipe: dict[str, Any], root: Path, data: str | None) -> dict[str, dict
         missing = [key for key in (*STAGES[name].inputs, "output_dir") if stages[name].get(key, "") is None]
         if missing:
             raise ValueError(f"section {name} needs {', '.join(missing)}: no section before it makes one")
+        result = str(Path(stages[name]["output_dir"]) / result_of(name, stages[name]))
         if name == "baseline_scenes":
-            baseline = str(Path(stages[name]["output_dir"]) / result_of(name, stages[name]))
+            baseline = result
         if name not in BESIDE:
-            checkpoint = str(Path(stages[name]["output_dir"]) / result_of(name, stages[name]))
+            checkpoint = result
         if name in PRETRAINED_ON:
             smolvlm = checkpoint
         if name == "assemble":

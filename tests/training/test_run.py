@@ -113,6 +113,17 @@ def test_what_a_section_says_counts(tmp_path):
     assert stages["adapt"]["checkpoint"] == str(Path("elsewhere/out/final")) and stages["adapt"]["data"] == "here/data"
 
 
+def test_both_models_learn_from_six_pictures_before_the_driving_questions(tmp_path):
+    names = ("toyworld", "prepare", "pictures", "prepare_scenes", "toybase", "assemble")
+    names += ("adapt_scenes", "adapt", "merge", "baseline_scenes", "baseline")
+    stages = plan({name: {} for name in names} | {"align": {"data": "x"}}, tmp_path, None)
+    assert stages["adapt_scenes"]["data"] == stages["baseline_scenes"]["data"] == str(tmp_path / "prepare_scenes")
+    assert stages["adapt"]["data"] == stages["baseline"]["data"] == str(tmp_path / "prepare")
+    assert stages["adapt"]["checkpoint"] == stages["merge"]["checkpoint"] == str(tmp_path / "adapt_scenes/final")
+    assert stages["baseline_scenes"]["checkpoint"] == str(tmp_path / "align/final")
+    assert stages["baseline"]["checkpoint"] == str(tmp_path / "baseline_scenes/final")
+
+
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
