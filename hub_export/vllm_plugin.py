@@ -23,6 +23,7 @@ from vllm.model_executor.models.transformers.multimodal import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 MODEL_TYPE = "smoldriver"
+LABEL = r"(\w+): (?:<fake_token_around_image><global-img>)?$"  # what the chat template writes before a placeholder
 OPTION = "smoldriver_cameras"  # travels with the processor's options inside vLLM, and never leaves it
 
 
@@ -35,7 +36,7 @@ def cameras_of(prompt: Sequence[int], tokenizer: Any, processor: Any) -> list[st
     labels, start = [], 0
     for position, token in enumerate(prompt):
         if token == processor.image_token_id:
-            found = re.search(r"(\w+): $", tokenizer.decode(list(prompt[start:position])))
+            found = re.search(LABEL, tokenizer.decode(list(prompt[start:position])))
             labels.append(found.group(1) if found and found.group(1) in processor.cameras else None)
             start = position + 1
     if all(label is None for label in labels):

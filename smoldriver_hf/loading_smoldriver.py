@@ -191,8 +191,8 @@ def _check_processor(processor: Any, config: Any) -> Any:
     highest = max(processor.tokenizer.get_vocab().values())
     if highest >= vocabulary:
         raise ValueError(f"the tokenizer has token {highest}; the language model knows 0…{vocabulary - 1}")
-    prompt = processor.prompt("?", config.cameras)
-    unnamed = [camera for camera in config.cameras if f"{camera}: {processor.image_token}" not in prompt]
+    labels = processor.labels_in(processor.prompt("?", config.cameras))
+    unnamed = [camera for camera in config.cameras if camera not in labels]
     if unnamed:
         raise ValueError(f"the chat template does not name {unnamed[0]} in front of its image")
     picture = Image.new("RGB", (5, 3))

@@ -1,8 +1,12 @@
 """SmolDriverProcessor: named camera images and a question → model inputs.
 
 The prompt names every camera in front of its visual tokens, `CAM_FRONT: <image>`; the label right before a placeholder
-says which camera's image belongs there. What a user writes is text: control tokens inside it are broken up, in the
-chat template itself, so engines that render the template on their own are covered too.
+says which camera's image belongs there. SmolVLM's language model gets visual tokens in the frame that it knows,
+`<fake_token_around_image><global-img><image>…<fake_token_around_image>`: without it, it does not find the image in
+question any more, however well the tokens stand in for SmolVLM's own.
+
+What a user writes is text: control tokens inside it are broken up, in the chat template itself, so engines that render
+the template on their own are covered too.
 """
 
 import json
@@ -15,6 +19,8 @@ from transformers.processing_utils import ImagesKwargs, MultiModalData, Processi
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
+
+SMOLVLM_FRAME = ("<fake_token_around_image>", "<global-img>")  # the first one also closes it
 
 # Filled in by `chat_template_for`; `plain` writes user text, in which no control token can survive. Neighbouring texts
 # are joined before it sees them (or "<ima", "ge>" would be one), and a text before an image ends in a line break (or
@@ -80,11 +86,12 @@ CHAT_TEMPLATE = """\
 """
 
 
-def chat_template_for(tokenizer: Any, cameras: list[str], image_token: str) -> str:
+def chat_template_for(tokenizer: Any, cameras: list[str], image_token: str, framed: bool = True) -> str:
     """The chat template of a SmolDriver processor, in the turn format that the language model was tuned on.
 
     SmolVLM's (`<|im_start|>User: … <end_of_utterance>`) where its end-of-utterance token exists, else ChatML where
-    `<|im_end|>` does, else plain "User:" and "Assistant:" lines closed by the end-of-sequence token.
+    `<|im_end|>` does, else plain "User:" and "Assistant:" lines closed by the end-of-sequence token. Where SmolVLM's
+    frame tokens exist they stand around each placeholder, unless something else writes them (`framed=False`).
     """
     control_tokens = [str(token) for token in tokenizer.added_tokens_decoder.values()]
     if "<end_of_utterance>" in control_tokens:
@@ -101,7 +108,9 @@ def chat_template_for(tokenizer: Any, cameras: list[str], image_token: str) -> s
     control_tokens = [token for token in {*control_tokens, image_token} if token.strip()]
     # Shortest first: the space that breaks a token makes it longer, perhaps into another one, broken in its turn.
     control_tokens.sort(key=lambda token: (len(token), token))
-    values = {**turns, "AFTER": "\n", "CONTROL": control_tokens, "CAMERAS": list(cameras), "IMAGE": image_token}
+    around, opening = SMOLVLM_FRAME if framed and set(SMOLVLM_FRAME) <= set(control_tokens) else ("", "")
+    image = f"{around}{opening}{image_token}{around}"
+    values = {**turns, "AFTER": "\n", "CONTROL": control_tokens, "CAMERAS": list(cameras), "IMAGE": image}
     for name, value in values.items():
         template = template.replace(f"@{name}@", json.dumps(value, ensure_ascii=False))
     return (f"{{{{- {json.dumps(start)} -}}}}\n" if start else "") + template
@@ -188,6 +197,11 @@ class SmolDriverProcessor(ProcessorMixin):
         content = [{"type": "image", "camera": camera} for camera in cameras]
         message = {"role": "user", "content": [*content, {"type": "text", "text": question}]}
         return self.apply_chat_template([message], add_generation_prompt=True)
+
+    def labels_in(self, prompt: str) -> list[str]:
+        """What stands as a label in front of each placeholder, or of its frame; "" where nothing does."""
+        frame = re.escape("".join(SMOLVLM_FRAME))
+        return re.findall(rf"(?:(\w+): (?:{frame})?)?{re.escape(self.image_token)}", prompt)
 
     def apply_chat_template(self, conversation, chat_template: str | None = None, **kwargs):
         """See `ProcessorMixin.apply_chat_template`. Image parts without a `"camera"` are taken in order.
@@ -293,7 +307,7 @@ class SmolDriverProcessor(ProcessorMixin):
                 return {camera: sample[camera] for camera in self.cameras if camera in sample}
             return dict(zip(self.cameras, sample, strict=False))
 
-        labels = re.findall(rf"(?:(\w+): )?{re.escape(self.image_token)}", prompt)
+        labels = self.labels_in(prompt)
         if len(labels) != len(sample):
             raise ValueError(
                 f"the prompt has {len(labels)} {self.image_token} placeholders for {len(sample)} images; "

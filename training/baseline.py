@@ -64,7 +64,7 @@ def load_processor(
             f"{checkpoint}: the tokenizer's {processor.image_token} is {processor.image_token_id}, "
             f"config.image_token_id is {config.image_token_id}"
         )
-    processor.chat_template = chat_template_for(tokenizer, list(cameras), processor.image_token)
+    processor.chat_template = chat_template_for(tokenizer, list(cameras), processor.image_token, framed=False)
     tokenizer.padding_side = "left"  # for generation; collators pad on the right themselves
     return processor
 

@@ -60,8 +60,6 @@ def check_arguments(
         raise ValueError("shared_qformer is an ablation of SmolDriver's projector, trained in full")
     if (args.image_splitting or args.longest_edge) and not baseline:
         raise ValueError("image_splitting and longest_edge are settings of the SmolVLM baseline")
-    if args.load_in_4bit and not config.bf16:
-        raise ValueError("4-bit weights are computed with in bf16: set bf16: true with load_in_4bit")
     if args.load_in_4bit and config.device.type == "cpu" and config.eval_strategy != "no":
         raise ValueError(
             "bitsandbytes repacks 4-bit weights on a CPU when they are evaluated, and they no longer train: leave out "

@@ -121,7 +121,7 @@ def main(args: FinetuneArguments, config: SFTConfig) -> Path:
     model_type = AutoConfig.from_pretrained(args.checkpoint).model_type
     modules = modules_of(model_type)
     processor, view = load_processors(args, model_type, rows)
-    model = load_model(args, model_type, half=config.bf16 and not is_sharded())
+    model = load_model(args, model_type, config.bf16, is_sharded())
     cameras = args.cameras or view.cameras
     check_arguments(args, config, model, modules, cameras, view.cameras)
     check_data_cameras(cameras, rows.cameras)

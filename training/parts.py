@@ -72,37 +72,39 @@ def check_how(args: Any) -> None:
         )
 
 
-def load_model(args: Any, model_type: str, half: bool) -> nn.Module:
+def load_model(args: Any, model_type: str, bf16: bool, sharded: bool = False) -> nn.Module:
     """The checkpoint, in 4 bits if asked; only parts that train in full require gradients (adapters come later).
 
-    With `half`, weights that do not change are held in bf16, once, instead of being cast at every step; what trains is
-    float32. In 4 bits only the language model's linears are: tower, projector and head stay bf16.
+    With `bf16`, weights that do not change are held in bf16, once, instead of being cast at every step; what trains is
+    float32. In 4 bits only the language model's linears are: tower, projector and head stay in the other type.
 
     Args:
         args: `FinetuneArguments`.
         model_type: of the checkpoint's config.
-        half: hold what does not train in bf16. FSDP and DeepSpeed want one type for all, and cast by themselves.
+        bf16: compute in bf16. A processor without bf16 arithmetic is ten times slower in it than in float32.
+        sharded: by FSDP or DeepSpeed, which want one type for all and cast by themselves.
     """
     modules = modules_of(model_type)
+    dtype = torch.bfloat16 if bf16 else torch.float32
     quantization = None
     if args.load_in_4bit:
         quantization = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
+            bnb_4bit_compute_dtype=dtype,
             llm_int8_skip_modules=[HEAD, modules["tower"], modules["projector"]],
         )
     model = AutoModelForImageTextToText.from_pretrained(
         args.checkpoint,
         quantization_config=quantization,
-        dtype=torch.bfloat16 if args.load_in_4bit else torch.float32,
+        dtype=dtype if args.load_in_4bit else torch.float32,
     )
     freeze(model, how_of(args), modules)
     if model_type in BASELINES and (args.language_model == "full" or args.train_embeddings):
         # A SmolVLM brings visual tokens to the type of its tower, which must then be that of its text embeddings.
         model.get_submodule(modules["tower"]).float()
-    elif half and not args.load_in_4bit:
+    elif bf16 and not sharded and not args.load_in_4bit:
         for part, name in modules.items():
             if how_of(args)[part] != "full":
                 model.get_submodule(name).to(torch.bfloat16)

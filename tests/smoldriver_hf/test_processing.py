@@ -29,7 +29,7 @@ from smoldriver_hf.processing_smoldriver import RenderedPrompt
 IMAGE = SPECIAL_TOKENS.index("<image>")
 TEMPLATES = {
     "chatml": [],
-    "smolvlm": ["<end_of_utterance>", "<fake_token_around_image>", "<row_1_col_1>"],
+    "smolvlm": ["<end_of_utterance>", "<fake_token_around_image>", "<global-img>", "<row_1_col_1>"],
     "plain": None,
 }
 
@@ -229,7 +229,8 @@ def test_turn_formats(style):
         rendered
         == {
             "chatml": "<|im_start|>user\nCAM_BACK: <image>\nQ?<|im_end|>\n<|im_start|>assistant\nA.<|im_end|>\n",
-            "smolvlm": "<|im_start|>User: CAM_BACK: <image>\nQ?<end_of_utterance>\nAssistant:A.<end_of_utterance>\n",
+            "smolvlm": "<|im_start|>User: CAM_BACK: <fake_token_around_image><global-img><image>"
+            "<fake_token_around_image>\nQ?<end_of_utterance>\nAssistant:A.<end_of_utterance>\n",
             "plain": "User: CAM_BACK: <image>\nQ?<|endoftext|>\nAssistant:A.<|endoftext|>\n",
         }[style]
     )

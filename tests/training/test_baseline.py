@@ -3,10 +3,10 @@
 import pytest
 import torch
 from prepared import write_smoldriver, write_smolvlm
-from tiny import picture, scene
+from tiny import picture, scene, tiny_image_processor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from smoldriver_hf import CAMERAS
+from smoldriver_hf import CAMERAS, SmolDriverProcessor
 from training.baseline import (
     BaselineCollator,
     PackedBaselineCollator,
@@ -15,7 +15,7 @@ from training.baseline import (
     load_processor,
     see_cached,
 )
-from training.collate import SceneCollator
+from training.collate import PackedSceneCollator, SceneCollator
 
 PAIRS = [("Is there a car?", "Yes."), ("What is behind us, and what will it do?", "A truck."), ("Brake?", "No.")]
 FRAME = {"images": scene(0), "pairs": PAIRS}
@@ -94,6 +94,16 @@ def test_the_prompt_is_smoldrivers_but_for_the_turn_marks(checkpoint, tmp_path):
         )
     ]
     assert learnt[0][:-1].tolist() == learnt[1][:-1].tolist()  # the same answer; what ends the turn differs
+
+
+def test_a_smoldriver_made_of_it_reads_the_same_tokens(checkpoint):
+    own = view(checkpoint)
+    ours = SmolDriverProcessor(tiny_image_processor(), own.tokenizer, cameras=list(CAMERAS), max_queries=8)
+    read = []
+    for collator in (PackedSceneCollator(ours, num_queries=own.num_queries), PackedBaselineCollator(own)):
+        frame = collator.encode(FRAME, own.num_queries)
+        read.append([(frame.prefix + question, answer) for question, answer in frame.pairs])
+    assert read[0] == read[1]
 
 
 def test_packed_rows_and_rows_have_the_same_loss(checkpoint, model):

@@ -54,9 +54,8 @@ def run(root: Path, output_dir: Path, checkpoint="smoldriver", data="data", conf
         ({"language_model": "full", "load_in_4bit": True}, "4-bit weights cannot be trained in full"),
         ({"lora_r": 0}, "lora_r must be at least 1"),
         ({"lora_dropout": 1.0}, "lora_dropout in"),
-        ({"load_in_4bit": True}, "set bf16: true with load_in_4bit"),
         (
-            {"load_in_4bit": True, "eval_split": "train", "config": {"bf16": True, "eval_strategy": "epoch"}},
+            {"load_in_4bit": True, "eval_split": "train", "config": {"eval_strategy": "epoch"}},
             "leave out eval_strategy",
         ),
         ({"tower": "full", "feature_cache": "features"}, "stands for a frozen tower; tower is 'full'"),
@@ -134,7 +133,7 @@ def test_sharding_that_does_not_happen_is_told(monkeypatch):
 def test_a_frozen_language_model_has_a_frozen_head(root, checkpoint):
     args = FinetuneArguments(str(root / checkpoint), "", tower="full", projector="full", language_model="frozen")
     model_type = "smolvlm" if checkpoint == "smolvlm" else "smoldriver"
-    model = load_model(args, model_type, half=True)
+    model = load_model(args, model_type, bf16=True)
     modules = modules_of(model_type)
     trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
     assert trained and all(name.startswith((modules["tower"], modules["projector"])) for name in trained)

@@ -140,6 +140,14 @@ def test_the_saved_model_is_the_one_in_memory(root, tmp_path, monkeypatch):
     assert loss == pytest.approx(seen["loss"], abs=1e-5)
 
 
+def test_qlora_in_float32(root, tmp_path):
+    """For processors that have no bf16 arithmetic."""
+    final = run(root, tmp_path / "run", "wide", load_in_4bit=True, pairs_per_sequence=4, train_embeddings=True)
+    loss = [line["loss"] for line in lines(tmp_path / "run") if "loss" in line]
+    assert loss[-1] < loss[0]
+    assert AutoModelForImageTextToText.from_pretrained(final).dtype == torch.float32
+
+
 def test_qlora_on_nf4_weights(root, tmp_path, monkeypatch):
     types = {}
     original = finetune.finish
