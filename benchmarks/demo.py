@@ -128,8 +128,8 @@ def main(args: DemoArguments) -> Path:
         *("--metrics", str(evaluation / "metrics.json"), "--out", str(export)),
     )
     said = ask_held_out(export, evaluation, answers)
-    losses = [f"{name}={trained / name / 'metrics.jsonl'}" for name in ("transfer", "heal", "adapt_scenes", "adapt")]
-    losses += [f"SmolVLM-FT {name}={baseline / name / 'metrics.jsonl'}" for name in ("baseline_scenes", "baseline")]
+    losses = [f"{name}={trained / name / 'metrics.jsonl'}" for name in ("transfer", "heal", "adapt")]
+    losses.append(f"SmolVLM-FT={baseline / 'baseline' / 'metrics.jsonl'}")
     runs = (evaluation, baseline / "evaluation")
     once(
         report,

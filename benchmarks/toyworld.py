@@ -3,12 +3,13 @@
     python -m benchmarks.toyworld                   # everything: hours on two cores
     python -m benchmarks.toyworld --quick           # one seed, no ablations
 
-One small SmolVLM is pre-trained on single pictures, once; all models start from it. Then, for every seed and with the
-numbers of training/recipes/toyworld.yaml (equal rows, steps and adapter size for all):
+A small SmolVLM was pre-trained once, on questions about single pictures of another world (training/recipes/
+toysmolvlm.yaml); all models start from it. Then, for every seed and with the numbers of training/recipes/toyworld.yaml
+(equal rows, steps and adapter size for all):
 
-    smoldriver         transfer, healing, QLoRA on six pictures and then on driving questions
-    smolvlm-ft         the baseline: the pre-trained SmolVLM, with the rows, steps and adapter of the two QLoRA stages
-    blind              the same language model without images, on the driving questions for as many steps
+    smoldriver         transfer, healing, QLoRA on driving questions
+    smolvlm-ft         the baseline: the pre-trained SmolVLM, with the rows, steps and adapter of the QLoRA stage
+    blind              the same language model without images, with the rows, steps and adapter of the QLoRA stage
     position-keys      ablation: attention keys made of positions only
     shared-qformer     ablation: one Q-Former for all cameras
     untrained-queries  ablation: queries stay as they were drawn
@@ -39,16 +40,15 @@ from transformers import HfArgumentParser
 
 from benchmarks.toyworld_results import collect
 from training.offline_parts import fetch_dinov2_small, fetch_minilm
-from training.run import LEARNT_FROM, ROOT, read_recipe
+from training.run import ROOT, read_recipe
 
-COMMON = ("toyworld", "prepare", "pictures", "prepare_pictures", "prepare_scenes", "toybase")
-PRETRAIN = ("align", "pretrain_listings")
-SMOLDRIVER = ("assemble", "transfer", "heal", "adapt_scenes", "adapt", "merge")
-TRAINED = ("transfer", "heal", "adapt_scenes", "adapt")
+COMMON = ("toyworld", "prepare", "pictures", "prepare_scenes", "toysmolvlm")
+SMOLDRIVER = ("assemble", "transfer", "heal", "adapt", "merge")
+TRAINED = ("transfer", "heal", "adapt")
 UNSEEN = {"weathers": ["fog"], "scenes": 60, "seed": 2}  # the recipe's worlds have no fog
 VARIANTS: dict[str, tuple[tuple[str, ...], dict[str, dict[str, Any]]]] = {
     "smoldriver": (SMOLDRIVER, {}),
-    "smolvlm-ft": (("baseline_scenes", "baseline"), {}),
+    "smolvlm-ft": (("baseline",), {}),
     "blind": (("assemble", "blind"), {}),
     "position-keys": (SMOLDRIVER, {"assemble": {"key_source": "position"}}),
     "shared-qformer": (SMOLDRIVER, {stage: {"shared_qformer": True} for stage in TRAINED}),
@@ -90,7 +90,7 @@ def run_name(variant: str, seed: int) -> str:
 
 
 def pretrained_smolvlm(root: Path) -> Path:
-    return root / "common" / PRETRAIN[-1] / "final"
+    return root / "common" / "toysmolvlm"
 
 
 def recipe_of(variant: str, seed: int, root: Path, whole: dict[str, Any]) -> dict[str, Any]:
@@ -106,14 +106,14 @@ def recipe_of(variant: str, seed: int, root: Path, whole: dict[str, Any]) -> dic
             section["smolvlm"] = str(pretrained)
         if stage == "transfer":
             section["teacher"] = str(pretrained)
-        if stage == "baseline_scenes":
+        if stage == "baseline":
             section["checkpoint"] = str(pretrained)
         if "feature_cache" in section:
             section["feature_cache"] = str(root / "features" / Path(section["feature_cache"]).name)
         if stage == "transfer":
             section["feature_cache"] = str(root / "features")
-        if stage in LEARNT_FROM or "data" in section:
-            section["data"] = str(common / (section.get("data") or LEARNT_FROM[stage]))
+        if "data" in section:
+            section["data"] = str(common / section["data"])
         recipe[stage] = section
     return recipe
 
@@ -158,10 +158,8 @@ def evaluate(checkpoint: Path, data: Path, folder: Path, *options: str) -> None:
 
 
 def make_common(root: Path, whole: dict[str, Any]) -> None:
-    """The data, the unseen weather and the pre-trained SmolVLM, on all threads."""
+    """The data, the unseen weather and the pre-trained SmolVLM."""
     recipe = {"output_dir": str(root / "common"), "env": whole["env"], **{stage: whole[stage] for stage in COMMON}}
-    cache = str(root / "features" / "pictures")
-    recipe |= {stage: {**whole[stage], "feature_cache": cache} for stage in PRETRAIN}
     run_recipe(recipe)
     unseen = {"output_dir": str(root / "unseen"), "toyworld": {**whole["toyworld"], **UNSEEN}}
     unseen["prepare"] = {**whole["prepare"], "split": "test"}
@@ -217,7 +215,7 @@ def main(args: ToyworldArguments) -> dict[str, Any]:
     began = time.monotonic()
     fetch_dinov2_small()
     fetch_minilm()
-    print(f"worlds, pictures and a SmolVLM pre-trained on them (progress: {root / 'common' / 'log.txt'})", flush=True)
+    print(f"worlds and pictures (progress: {root / 'common' / 'log.txt'})", flush=True)
     make_common(root, whole)
     print(f"done, {(time.monotonic() - began) / 60:.1f} min; now the models, two at a time", flush=True)
     pretrained = pretrained_smolvlm(root)

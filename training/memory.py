@@ -51,7 +51,7 @@ NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8  # per weight, with double quanti
 CONTEXT_BYTES = 0.8 * GB
 FRAGMENTATION = 1.1
 HEAD_CHUNK = 1024  # positions whose logits exist at a time
-LABEL_TOKENS = 12  # a camera's name and line end, in front of and behind its visual tokens
+LABEL_TOKENS = 15  # a camera's name, the frame and a line end around its visual tokens
 STAGES = ("heal", "adapt")
 
 _SMOLLM2_135M = {

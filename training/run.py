@@ -9,18 +9,18 @@
 A recipe is one YAML file: `output_dir`, `data`, optionally `env` (environment variables), and a section per stage with
 that stage's arguments. Stages run in this order, those without a section are left out:
 
-    toyworld  prepare  pictures  prepare_pictures  prepare_scenes
-    toybase  align  pretrain_listings  pretrain  pretrain_scenes
-    assemble  transfer  heal  adapt_scenes  adapt  merge  baseline_scenes  baseline  blind
+    toyworld  prepare  pictures  prepare_pictures  prepare_scenes  prepare_documents
+    toybase  align  pretrain_listings  pretrain_scenes  pretrain  toysmolvlm
+    assemble  transfer  heal  adapt  merge  baseline  blind
 
-`pretrain…`, `heal`, `adapt…`, `baseline…` and `blind` are `training.finetune`. Where a section does
-not say otherwise a stage writes `output_dir/STAGE`, reads `data`, and starts from the checkpoint of the stage before.
-The first two lines make a world, pictures of another one, and a small SmolVLM pre-trained on them: its connector
-learns which objects a picture shows, it names them, then answers other questions about one picture, then about one of
-six. That SmolVLM is what `assemble` takes apart, the teacher of `transfer` and the start of the baseline. `blind`
-starts from what `assemble` made. `adapt_scenes` and `baseline_scenes` learn from pictures of six cameras before the
-driving questions. Without the first two lines, `transfer` and the baseline name their SmolVLM.
-`data` may name a stage of the recipe, e.g. `data: prepare_scenes` to heal on what the SmolVLM was pre-trained on.
+`pretrain…`, `heal`, `adapt`, `baseline` and `blind` are `training.finetune`. Where a section does not say otherwise a
+stage writes `output_dir/STAGE`, reads `data`, and starts from the checkpoint of the stage before. The first line makes
+a world, and pictures of another one. The second pre-trains a small SmolVLM on those pictures: its connector learns
+which objects a picture shows, it names them, finds one picture of six, then answers other questions about it; or it
+takes the one that ships (`toysmolvlm`). That SmolVLM is what `assemble` takes apart, the teacher of `transfer` and the
+start of the baseline. `blind` starts from what `assemble` made. Without the second line, `transfer` and the baseline
+name their SmolVLM. `data` may name a stage of the recipe, e.g. `data: prepare_scenes` to heal on what the SmolVLM was
+pre-trained on.
 
 `output_dir/run.json` records for each stage its command, arguments, versions, sha256 of everything it read and wrote,
 minutes and figures. A stage is skipped if its record says finished and arguments, inputs and output are still as they
@@ -49,6 +49,7 @@ from training.rows import read_dataset_info
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = Path(__file__).with_name("recipes")
+SHIPPED = Path(__file__).parent / "checkpoints" / "toysmolvlm"
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets")
 
 
@@ -78,18 +79,18 @@ STAGES = {
     "pictures": Stage("toyworld"),
     "prepare_pictures": Stage("prepare", inputs=("drivelm_json",)),
     "prepare_scenes": Stage("prepare", inputs=("drivelm_json",)),
+    "prepare_documents": Stage("prepare", inputs=("drivelm_json",)),
     "toybase": Stage("toybase", inputs=("drivelm_json", "vision")),
     "align": Stage("align", "final", True, ("checkpoint", "data")),
     "pretrain_listings": FINETUNE,
-    "pretrain": FINETUNE,
     "pretrain_scenes": FINETUNE,
+    "pretrain": FINETUNE,
+    "toysmolvlm": Stage("toysmolvlm", inputs=("source", "vision")),
     "assemble": Stage("assemble", inputs=("smolvlm", "vision", "text")),
     "transfer": Stage("transfer", "final", True, ("student", "teacher", "data"), True),
     "heal": FINETUNE,
-    "adapt_scenes": FINETUNE,
     "adapt": FINETUNE,
     "merge": Stage("merge", inputs=("checkpoint", "adapter")),
-    "baseline_scenes": FINETUNE,
     "baseline": FINETUNE,
     "blind": FINETUNE,
 }
@@ -97,15 +98,15 @@ WORLDS = {  # what prepares what
     "prepare": ("toyworld", "drivelm.json"),
     "prepare_pictures": ("pictures", "pictures.json"),
     "prepare_scenes": ("pictures", "scenes.json"),
+    "prepare_documents": ("pictures", "documents.json"),
 }
-PRETRAINED_ON = {
+LEARNT_FROM = {
     "align": "prepare_pictures",
     "pretrain_listings": "prepare_pictures",
-    "pretrain": "prepare_pictures",
     "pretrain_scenes": "prepare_scenes",
+    "pretrain": "prepare_documents",
 }
-LEARNT_FROM = {**PRETRAINED_ON, "adapt_scenes": "prepare_scenes", "baseline_scenes": "prepare_scenes"}
-BESIDE = ("baseline_scenes", "baseline", "blind")  # they do not go on from the stage before
+BESIDE = ("baseline", "blind")  # they do not go on from the stage before
 
 
 @dataclass
@@ -151,7 +152,6 @@ def plan(recipe: dict[str, Any], root: Path, data: str | None) -> dict[str, dict
     checkpoint: str | None = None  # of the stage before
     smolvlm: str | None = None  # pre-trained by this recipe
     assembled: str | None = None
-    baseline: str | None = None
     for name in (name for name in STAGES if name in recipe):
         folder = root / name
         given = dict(recipe[name] or {})
@@ -168,14 +168,16 @@ def plan(recipe: dict[str, Any], root: Path, data: str | None) -> dict[str, dict
             defaults["data"] = data
         if LEARNT_FROM.get(name) in stages:
             defaults["data"] = stages[LEARNT_FROM[name]]["output_dir"]
+        if name == "toysmolvlm":
+            defaults["source"] = str(SHIPPED)
         if name == "assemble" and smolvlm:
             defaults["smolvlm"] = smolvlm
         if name == "transfer":
             defaults |= {"student": checkpoint, "teacher": smolvlm}
-        if name in (*PRETRAINED_ON, "heal", "adapt_scenes", "adapt", "merge"):
+        if name in (*LEARNT_FROM, "heal", "adapt", "merge"):
             defaults["checkpoint"] = checkpoint
         if name in BESIDE:
-            defaults["checkpoint"] = assembled if name == "blind" else baseline or smolvlm
+            defaults["checkpoint"] = assembled if name == "blind" else smolvlm
         if name == "adapt":
             defaults["merge"] = "merge" not in recipe
         if name == "merge":
@@ -190,11 +192,9 @@ def plan(recipe: dict[str, Any], root: Path, data: str | None) -> dict[str, dict
         if missing:
             raise ValueError(f"section {name} needs {', '.join(missing)}: no section before it makes one")
         result = str(Path(stages[name]["output_dir"]) / result_of(name, stages[name]))
-        if name == "baseline_scenes":
-            baseline = result
         if name not in BESIDE:
             checkpoint = result
-        if name in PRETRAINED_ON:
+        if name in (*LEARNT_FROM, "toysmolvlm"):
             smolvlm = checkpoint
         if name == "assemble":
             assembled = checkpoint

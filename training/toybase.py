@@ -51,7 +51,7 @@ SPECIAL_TOKENS = (
     "<fake_token_around_image>",
     "<global-img>",
 )
-PIECES = r" ?CAM_[A-Z_]+| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+PIECES = r"CAM_[A-Z_]+| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 EMBEDDING_STD = 0.05  # visual and text embeddings of one scale: with N(0, 1) the model learns nothing in minutes
 
 
@@ -64,7 +64,7 @@ class ToyBaseArguments:
     scale_factor: int = field(default=2, metadata={"help": "Side of the squares of patches that become one token."})
     hidden_size: int = field(default=256, metadata={"help": "Width of the language model."})
     num_hidden_layers: int = field(default=6, metadata={"help": "Layers of the language model."})
-    vocab_size: int = field(default=1280, metadata={"help": "Tokens, the special ones included."})
+    vocab_size: int = field(default=768, metadata={"help": "Tokens, the special ones included."})
     seed: int = field(default=0, metadata={"help": "Of the initial weights."})
 
 

@@ -3,8 +3,8 @@
 They stand for the captions and visual questions that a published SmolVLM has seen. On purpose none is worded like
 DriveLM's, none needs a second camera, and none asks what the ego car should do. First they come with their picture
 alone (`picture_frame`), then with all six of a frame, the one in question named by its camera or by where it looks
-(`scene_frame`): a published SmolVLM has seen documents of several images too, knows how to find one of them, and can
-read "back left" in CAM_BACK_LEFT.
+(`scene_frame`), then both ways (`document_frames`): a published SmolVLM has seen documents of several images too,
+finds one of them, and can read "back left" in CAM_BACK_LEFT.
 """
 
 from __future__ import annotations
@@ -148,19 +148,40 @@ def scene_frame(frame: ToyFrame, pictures: Sequence[dict[str, Any]]) -> dict[str
     answers it does not, because a word of the question must reach the answer first.
     """
     rng = frame.random("picture/scene")
-    perception = []
+    perception = [pair for asked in _placed(pictures, rng).values() for pair in asked]
+    rng.shuffle(perception)
+    return _key_frame(perception, _paths(pictures), frame.weather)
+
+
+def document_frames(frame: ToyFrame, pictures: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """`{token: key frame}`: `scene_frame`, and each picture alone with its questions worded as there.
+
+    A small language model learns to compare what is asked with what is seen on single pictures first.
+    """
+    placed, paths = _placed(pictures, frame.random("picture/scene")), _paths(pictures)
+    alone = {
+        f"{frame.token}-{camera}": _key_frame(placed[camera], {camera: path}, frame.weather)
+        for camera, path in paths.items()
+    }
+    return {frame.token: scene_frame(frame, pictures), **alone}
+
+
+def _paths(pictures: Sequence[dict[str, Any]]) -> dict[str, str]:
+    return {camera: path for picture in pictures for camera, path in picture["image_paths"].items()}
+
+
+def _placed(pictures: Sequence[dict[str, Any]], rng: random.Random) -> dict[str, list[dict[str, Any]]]:
+    """{camera: its picture's questions, each with the place in front or behind}."""
+    placed: dict[str, list[dict[str, Any]]] = {}
     for picture in pictures:
         for camera in picture["image_paths"]:
+            placed[camera] = [_pair(f"Which camera looks to the {SECTORS[camera]}?", f"{camera}.")]
             for item in picture["QA"]["perception"]:
                 where = rng.choice((camera, f"To the {SECTORS[camera]}"))
                 answer = f"{where}: {item['A']}" if item["Q"] == LISTING else item["A"]
                 question = rng.choice((f"{where}: {item['Q']}", f"{item['Q']} {where}."))
-                perception.append({**item, "Q": question, "A": answer})
-    paths = {camera: path for picture in pictures for camera, path in picture["image_paths"].items()}
-    for camera in paths:
-        perception.append(_pair(f"Which camera looks to the {SECTORS[camera]}?", f"{camera}."))
-    rng.shuffle(perception)
-    return _key_frame(perception, paths, frame.weather)
+                placed[camera].append({**item, "Q": question, "A": answer})
+    return placed
 
 
 def _pair(question: str, answer: str) -> dict[str, Any]:

@@ -71,10 +71,10 @@ def test_four_bits():
 
 def test_length_of_a_sequence():
     """Six cameras of eight queries and their labels, then the questions."""
-    assert estimated(question_tokens=20).sequence_length == 6 * (8 + 12) + 20
-    assert estimated(question_tokens=20, pairs_per_sequence=3).sequence_length == 6 * (8 + 12) + 60
-    assert estimated(num_queries=[1, 2]).sequence_length == 6 * (2 + 12) + 20
-    assert estimated(cameras=["CAM_BACK"]).sequence_length == 8 + 12 + 20
+    assert estimated(question_tokens=20).sequence_length == 6 * (8 + 15) + 20
+    assert estimated(question_tokens=20, pairs_per_sequence=3).sequence_length == 6 * (8 + 15) + 60
+    assert estimated(num_queries=[1, 2]).sequence_length == 6 * (2 + 15) + 20
+    assert estimated(cameras=["CAM_BACK"]).sequence_length == 8 + 15 + 20
 
 
 def test_what_needs_more_and_what_needs_less():

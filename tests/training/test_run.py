@@ -14,7 +14,7 @@ from filelock import FileLock
 from transformers import HfArgumentParser, TrainingArguments
 
 from training import run
-from training.run import RECIPES, STAGES, RunArguments, fingerprint, flags, main, plan, read_recipe
+from training.run import RECIPES, SHIPPED, STAGES, RunArguments, fingerprint, flags, main, plan, read_recipe
 
 
 def recipe_file(folder: Path, **sections) -> str:
@@ -113,15 +113,26 @@ def test_what_a_section_says_counts(tmp_path):
     assert stages["adapt"]["checkpoint"] == str(Path("elsewhere/out/final")) and stages["adapt"]["data"] == "here/data"
 
 
-def test_both_models_learn_from_six_pictures_before_the_driving_questions(tmp_path):
-    names = ("toyworld", "prepare", "pictures", "prepare_scenes", "toybase", "assemble")
-    names += ("adapt_scenes", "adapt", "merge", "baseline_scenes", "baseline")
-    stages = plan({name: {} for name in names} | {"align": {"data": "x"}}, tmp_path, None)
-    assert stages["adapt_scenes"]["data"] == stages["baseline_scenes"]["data"] == str(tmp_path / "prepare_scenes")
+def test_all_models_start_from_the_smolvlm_that_ships(tmp_path):
+    names = ("toyworld", "prepare", "pictures", "prepare_scenes", "toysmolvlm", "assemble", "transfer", "adapt")
+    stages = plan({name: {} for name in (*names, "merge", "baseline", "blind")}, tmp_path, None)
+    smolvlm = str(tmp_path / "toysmolvlm")
+    assert stages["toysmolvlm"]["source"] == str(SHIPPED)
+    assert (
+        stages["assemble"]["smolvlm"] == stages["transfer"]["teacher"] == stages["baseline"]["checkpoint"] == smolvlm
+    )
+    assert stages["adapt"]["checkpoint"] == stages["merge"]["checkpoint"] == str(tmp_path / "transfer/final")
+    assert stages["blind"]["checkpoint"] == str(tmp_path / "assemble")
     assert stages["adapt"]["data"] == stages["baseline"]["data"] == str(tmp_path / "prepare")
-    assert stages["adapt"]["checkpoint"] == stages["merge"]["checkpoint"] == str(tmp_path / "adapt_scenes/final")
-    assert stages["baseline_scenes"]["checkpoint"] == str(tmp_path / "align/final")
-    assert stages["baseline"]["checkpoint"] == str(tmp_path / "baseline_scenes/final")
+
+
+def test_a_smolvlm_is_pretrained_on_pictures(tmp_path):
+    names = ("pictures", "prepare_pictures", "prepare_scenes", "prepare_documents", "toybase", "align")
+    stages = plan({name: {} for name in (*names, "pretrain_listings", "pretrain_scenes", "pretrain")}, tmp_path, None)
+    assert stages["pretrain_listings"]["data"] == str(tmp_path / "prepare_pictures")
+    assert stages["pretrain_scenes"]["data"] == str(tmp_path / "prepare_scenes")
+    assert stages["pretrain"]["data"] == str(tmp_path / "prepare_documents")
+    assert stages["pretrain"]["checkpoint"] == str(tmp_path / "pretrain_scenes/final")
 
 
 @pytest.mark.parametrize(

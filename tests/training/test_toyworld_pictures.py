@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from training.questions import STATUSES
+from training.questions import SECTORS, STATUSES
 from training.toyworld import ToyWorldArguments, main
 
 
@@ -16,7 +16,10 @@ def world(tmp_path_factory):
     main(
         ToyWorldArguments(scenes=8, output_dir=str(folder), seed=3, width=160, weathers=["day", "fog"], num_workers=1)
     )
-    return {name: json.loads((folder / f"{name}.json").read_text()) for name in ("pictures", "scenes", "drivelm")}
+    return {
+        name: json.loads((folder / f"{name}.json").read_text())
+        for name in ("pictures", "scenes", "documents", "drivelm")
+    }
 
 
 def frames(world, name):
@@ -89,3 +92,22 @@ def test_existence_is_balanced_and_agrees_with_the_listing(world):
 def test_an_unknown_weather_is_told(tmp_path):
     with pytest.raises(ValueError, match="day, night, rain, fog; got \\['snow'\\]"):
         main(ToyWorldArguments(scenes=1, output_dir=str(tmp_path / "x"), weathers=["snow"]))
+
+
+def test_documents_are_the_scenes_and_their_pictures_alone(world):
+    for scene in world["documents"].values():
+        whole = {token: frame for token, frame in scene["key_frames"].items() if len(frame["image_paths"]) == 6}
+        for token, frame in whole.items():
+            assert frame in [other for scene in world["scenes"].values() for other in scene["key_frames"].values()]
+            alone = [scene["key_frames"][f"{token}-{camera}"] for camera in frame["image_paths"]]
+            assert sorted(pairs(frame)) == sorted(pair for picture in alone for pair in pairs(picture))
+            for picture in alone:
+                (camera,) = picture["image_paths"]
+                assert (f"Which camera looks to the {SECTORS[camera]}?", f"{camera}.") in pairs(picture)
+                assert not any(
+                    name in question
+                    for question, _ in pairs(picture)
+                    for name in {*SECTORS} - {camera}
+                    if not name.startswith(camera) and not camera.startswith(name)
+                )
+        assert len(scene["key_frames"]) == 7 * len(whole)
