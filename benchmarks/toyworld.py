@@ -69,6 +69,7 @@ BUDGETS = (1, 2, 4, 8, 16)
 QUICK_BUDGETS = (1, 4, 16)
 TEST_FRAMES = 50  # of the test split, chosen by hash
 QUICK_FRAMES = 30
+BRIEF_FRAMES = 12
 CORRUPTION_FRAMES = 15
 
 
@@ -81,6 +82,7 @@ class ToyworldArguments:
         default="toyworld", metadata={"help": "Recipe whose numbers all runs have, as training.run takes it."}
     )
     quick: bool = field(default=False, metadata={"help": "One seed, no ablations, fewer test frames."})
+    brief: bool = field(default=False, metadata={"help": "Quick, with still fewer frames and no unseen weather."})
     only: list[str] | None = field(default=None, metadata={"help": "Models and ablations to run; default: all."})
     workers: int = field(default=2, metadata={"help": "Runs side by side, one thread each."})
 
@@ -157,29 +159,33 @@ def evaluate(checkpoint: Path, data: Path, folder: Path, *options: str) -> None:
     file.write_text(asked)
 
 
-def make_common(root: Path, whole: dict[str, Any]) -> None:
-    """The data, the unseen weather and the pre-trained SmolVLM."""
+def make_common(root: Path, whole: dict[str, Any], brief: bool) -> None:
+    """The data, the unseen weather unless in brief, and the pre-trained SmolVLM."""
     recipe = {"output_dir": str(root / "common"), "env": whole["env"], **{stage: whole[stage] for stage in COMMON}}
     run_recipe(recipe)
+    if brief:
+        return
     unseen = {"output_dir": str(root / "unseen"), "toyworld": {**whole["toyworld"], **UNSEEN}}
     unseen["prepare"] = {**whole["prepare"], "split": "test"}
     run_recipe(unseen)
 
 
-def run_variant(variant: str, seed: int, root: Path, whole: dict[str, Any], quick: bool) -> None:
+def run_variant(variant: str, seed: int, root: Path, whole: dict[str, Any], args: ToyworldArguments) -> None:
     """Train a variant and ask it everything."""
     recipe, folder = recipe_of(variant, seed, root, whole), root / run_name(variant, seed)
     run_recipe(recipe)
-    evaluate_variant(variant, seed, folder / RESULTS.get(variant, "merge"), root, folder, quick)
+    evaluate_variant(variant, seed, folder / RESULTS.get(variant, "merge"), root, folder, args)
 
 
-def evaluate_variant(variant: str, seed: int, checkpoint: Path, root: Path, folder: Path, quick: bool) -> None:
+def evaluate_variant(
+    variant: str, seed: int, checkpoint: Path, root: Path, folder: Path, args: ToyworldArguments
+) -> None:
     """The sighted model beside blind controls and at all budgets; its first seed under more controls.
 
     Ablations are asked sighted and with black images only.
     """
     options = ["--batch_size", "32", "--attention_frames", "8", "--max_new_tokens", "40"]
-    frames = QUICK_FRAMES if quick else TEST_FRAMES
+    frames = BRIEF_FRAMES if args.brief else QUICK_FRAMES if args.quick else TEST_FRAMES
     options += ["--max_frames", str(frames)]
     data, unseen = root / "common" / "prepare", root / "unseen" / "prepare"
     if variant not in MODELS:
@@ -189,12 +195,13 @@ def evaluate_variant(variant: str, seed: int, checkpoint: Path, root: Path, fold
     if variant == "blind":
         evaluate(checkpoint, data, folder / "evaluation", *options, "--controls", "text_only")
         return
-    thorough = seed == 0 and variant == "smoldriver" and not quick
+    thorough = seed == 0 and variant == "smoldriver" and not args.quick
     controls = ["template_majority", "black", "wrong_scene"]
     controls += ["cameras", "questions"] if thorough else []
-    budgets = ["--budgets", *map(str, QUICK_BUDGETS if quick else BUDGETS)] if variant == "smoldriver" else []
+    budgets = ["--budgets", *map(str, QUICK_BUDGETS if args.quick else BUDGETS)] if variant == "smoldriver" else []
     evaluate(checkpoint, data, folder / "evaluation", *options, "--controls", *controls, *budgets)
-    evaluate(checkpoint, unseen, folder / "unseen", *options, "--controls", "black")
+    if not args.brief:
+        evaluate(checkpoint, unseen, folder / "unseen", *options, "--controls", "black")
     if thorough:
         options[options.index(str(TEST_FRAMES))] = str(CORRUPTION_FRAMES)
         evaluate(checkpoint, data, folder / "corruptions", *options, "--controls", "corruptions")
@@ -216,17 +223,17 @@ def main(args: ToyworldArguments) -> dict[str, Any]:
     fetch_dinov2_small()
     fetch_minilm()
     print(f"worlds and pictures (progress: {root / 'common' / 'log.txt'})", flush=True)
-    make_common(root, whole)
+    make_common(root, whole, args.brief)
     print(f"done, {(time.monotonic() - began) / 60:.1f} min; now the models, two at a time", flush=True)
     pretrained = pretrained_smolvlm(root)
     jobs: dict[str, Callable[[], None]] = {
-        run_name(variant, seed): partial(run_variant, variant, seed, root, whole, args.quick)
+        run_name(variant, seed): partial(run_variant, variant, seed, root, whole, args)
         for seed in seeds
         for variant in variants
         if variant in VARIANTS
     }
     if "smolvlm" in variants:
-        jobs["smolvlm"] = partial(evaluate_variant, "smolvlm", -1, pretrained, root, root / "smolvlm", args.quick)
+        jobs["smolvlm"] = partial(evaluate_variant, "smolvlm", -1, pretrained, root, root / "smolvlm", args)
     settings = {
         "command": "python -m benchmarks.toyworld " + shlex.join(sys.argv[1:]),
         "arguments": asdict(args),

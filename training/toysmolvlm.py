@@ -10,6 +10,7 @@ precise as it was when the rest was trained. The second command leaves the tower
 training/recipes/toysmolvlm.yaml has made. Neither touches a checkpoint that is there already.
 """
 
+import json
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +20,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, HfArgumentParser
 
 from training.offline_parts import fetch_dinov2_small
+from training.rows import load_rows
 from training.toybase import smolvlm_tower_weights
 
 SHIPPED = Path(__file__).parent / "checkpoints" / "toysmolvlm"
 WEIGHTS = "model.safetensors"
+NOTE = "finetune.json"
 TOWER = "model.vision_model."
 
 
@@ -70,6 +73,11 @@ def main(args: ToySmolVLMArguments) -> Path:
     shutil.copytree(source, unfinished, ignore=shutil.ignore_patterns(WEIGHTS))
     save_file(weights, unfinished / WEIGHTS, metadata={"format": "pt"})
     (unfinished / WEIGHTS).chmod(0o644)
+    if args.pack:  # where its data lay means nothing elsewhere; what they were does
+        note = json.loads((unfinished / NOTE).read_text())
+        images = load_rows(note["arguments"]["data"], "train").image_root
+        note["data_is_generated"] = (images / "toyworld.json").is_file()
+        (unfinished / NOTE).write_text(json.dumps(note, indent=2, sort_keys=True) + "\n")
     unfinished.rename(target)
     print(f"{target}: {sum(weight.numel() for weight in weights.values()) / 1e6:.1f} M parameters")
     return target

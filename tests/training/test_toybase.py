@@ -1,9 +1,11 @@
 """training.toybase: the small SmolVLM sees as DINOv2 does, and its tokenizer can write anything."""
 
 import json
+import shutil
 
 import pytest
 import torch
+from prepared import write_prepared
 from safetensors.torch import load_file
 from tiny import tiny_vision_config
 from transformers import AutoModelForImageTextToText, AutoTokenizer, Dinov2Model
@@ -83,8 +85,14 @@ def test_a_second_one_does_not_overwrite_the_first(base, tmp_path):
 
 def test_it_ships_without_its_tower(base, tmp_path):
     vision = str(base.parent / "tower")
-    packed = toysmolvlm.main(ToySmolVLMArguments(str(tmp_path / "packed"), str(base), pack=True, vision=vision))
+    data = write_prepared(tmp_path / "data")
+    (tmp_path / "data" / "images" / "toyworld.json").write_text("{}")
+    trained = tmp_path / "trained"
+    shutil.copytree(base, trained)
+    (trained / "finetune.json").write_text(json.dumps({"arguments": {"data": str(data)}}))
+    packed = toysmolvlm.main(ToySmolVLMArguments(str(tmp_path / "packed"), str(trained), pack=True, vision=vision))
     assert not any("vision" in name for name in load_file(packed / "model.safetensors"))
+    assert json.loads((packed / "finetune.json").read_text())["data_is_generated"] is True
     joined = toysmolvlm.main(ToySmolVLMArguments(str(tmp_path / "joined"), str(packed), vision=vision))
     before, after = load_file(base / "model.safetensors"), load_file(joined / "model.safetensors")
     assert set(before) == set(after)
