@@ -3,9 +3,8 @@
     python -m benchmarks.toyworld                   # everything: hours on two cores
     python -m benchmarks.toyworld --quick           # one seed, no ablations
 
-A small SmolVLM was pre-trained once, on questions about single pictures of another world (training/recipes/
-toysmolvlm.yaml); all models start from it. Then, for every seed and with the numbers of training/recipes/toyworld.yaml
-(equal rows, steps and adapter size for all):
+One small SmolVLM is pre-trained on questions about single pictures of another world, once; all models start from it.
+Then, for every seed and with the numbers of training/recipes/toyworld.yaml (equal rows, steps and adapter size):
 
     smoldriver         transfer, healing, QLoRA on driving questions
     smolvlm-ft         the baseline: the pre-trained SmolVLM, with the rows, steps and adapter of the QLoRA stage
@@ -42,7 +41,8 @@ from benchmarks.toyworld_results import collect
 from training.offline_parts import fetch_dinov2_small, fetch_minilm
 from training.run import ROOT, read_recipe
 
-COMMON = ("toyworld", "prepare", "pictures", "prepare_scenes", "toysmolvlm")
+COMMON = ("toyworld", "prepare", "pictures", "prepare_pictures", "prepare_scenes", "prepare_documents", "toybase")
+PRETRAIN = ("align", "pretrain_listings", "pretrain_scenes", "pretrain")
 SMOLDRIVER = ("assemble", "transfer", "heal", "adapt", "merge")
 TRAINED = ("transfer", "heal", "adapt")
 UNSEEN = {"weathers": ["fog"], "scenes": 60, "seed": 2}  # the recipe's worlds have no fog
@@ -92,7 +92,7 @@ def run_name(variant: str, seed: int) -> str:
 
 
 def pretrained_smolvlm(root: Path) -> Path:
-    return root / "common" / "toysmolvlm"
+    return root / "common" / PRETRAIN[-1] / "final"
 
 
 def recipe_of(variant: str, seed: int, root: Path, whole: dict[str, Any]) -> dict[str, Any]:
@@ -162,6 +162,8 @@ def evaluate(checkpoint: Path, data: Path, folder: Path, *options: str) -> None:
 def make_common(root: Path, whole: dict[str, Any], brief: bool) -> None:
     """The data, the unseen weather unless in brief, and the pre-trained SmolVLM."""
     recipe = {"output_dir": str(root / "common"), "env": whole["env"], **{stage: whole[stage] for stage in COMMON}}
+    cache = str(root / "features" / "pictures")
+    recipe |= {stage: {**whole[stage], "feature_cache": cache} for stage in PRETRAIN}
     run_recipe(recipe)
     if brief:
         return
@@ -222,7 +224,7 @@ def main(args: ToyworldArguments) -> dict[str, Any]:
     began = time.monotonic()
     fetch_dinov2_small()
     fetch_minilm()
-    print(f"worlds and pictures (progress: {root / 'common' / 'log.txt'})", flush=True)
+    print(f"worlds, pictures and a SmolVLM pre-trained on them (progress: {root / 'common' / 'log.txt'})", flush=True)
     make_common(root, whole, args.brief)
     print(f"done, {(time.monotonic() - began) / 60:.1f} min; now the models, two at a time", flush=True)
     pretrained = pretrained_smolvlm(root)

@@ -76,9 +76,7 @@ def publishable(note: Note) -> dict[str, Any]:
 
 
 def is_generated(stage: str, content: dict[str, Any]) -> bool | None:
-    """Whether a stage trained on a generated world: its note says so, or its images lie beside a `toyworld.json`."""
-    if GENERATED in content:
-        return content[GENERATED]
+    """Whether a stage trained on a generated world: its prepared data name images beside a `toyworld.json`."""
     data = (content.get("arguments") or {}).get("data")
     if stage not in TRAINED or not data or not (Path(data) / "dataset.json").is_file():
         return None

@@ -10,17 +10,16 @@ A recipe is one YAML file: `output_dir`, `data`, optionally `env` (environment v
 that stage's arguments. Stages run in this order, those without a section are left out:
 
     toyworld  prepare  pictures  prepare_pictures  prepare_scenes  prepare_documents
-    toybase  align  pretrain_listings  pretrain_scenes  pretrain  toysmolvlm
+    toybase  align  pretrain_listings  pretrain_scenes  pretrain
     assemble  transfer  heal  adapt  merge  baseline  blind
 
 `pretrain…`, `heal`, `adapt`, `baseline` and `blind` are `training.finetune`. Where a section does not say otherwise a
 stage writes `output_dir/STAGE`, reads `data`, and starts from the checkpoint of the stage before. The first line makes
 a world, and pictures of another one. The second pre-trains a small SmolVLM on those pictures: its connector learns
-which objects a picture shows, it names them, finds one picture of six, then answers other questions about it; or it
-takes the one that ships (`toysmolvlm`). That SmolVLM is what `assemble` takes apart, the teacher of `transfer` and the
-start of the baseline. `blind` starts from what `assemble` made. Without the second line, `transfer` and the baseline
-name their SmolVLM. `data` may name a stage of the recipe, e.g. `data: prepare_scenes` to heal on what the SmolVLM was
-pre-trained on.
+which objects a picture shows, it names them, finds one picture of six, then answers other questions about it. That
+SmolVLM is what `assemble` takes apart, the teacher of `transfer` and the start of the baseline.
+`blind` starts from what `assemble` made. Without the second line, `transfer` and the baseline name their SmolVLM.
+`data` may name a stage of the recipe, e.g. `data: prepare_scenes` to heal on what the SmolVLM was pre-trained on.
 
 `output_dir/run.json` records for each stage its command, arguments, versions, sha256 of everything it read and wrote,
 minutes and figures. A stage is skipped if its record says finished and arguments, inputs and output are still as they
@@ -49,7 +48,6 @@ from training.rows import read_dataset_info
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = Path(__file__).with_name("recipes")
-SHIPPED = Path(__file__).parent / "checkpoints" / "toysmolvlm"
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets")
 
 
@@ -85,7 +83,6 @@ STAGES = {
     "pretrain_listings": FINETUNE,
     "pretrain_scenes": FINETUNE,
     "pretrain": FINETUNE,
-    "toysmolvlm": Stage("toysmolvlm", inputs=("source", "vision")),
     "assemble": Stage("assemble", inputs=("smolvlm", "vision", "text")),
     "transfer": Stage("transfer", "final", True, ("student", "teacher", "data"), True),
     "heal": FINETUNE,
@@ -168,8 +165,6 @@ def plan(recipe: dict[str, Any], root: Path, data: str | None) -> dict[str, dict
             defaults["data"] = data
         if LEARNT_FROM.get(name) in stages:
             defaults["data"] = stages[LEARNT_FROM[name]]["output_dir"]
-        if name == "toysmolvlm":
-            defaults["source"] = str(SHIPPED)
         if name == "assemble" and smolvlm:
             defaults["smolvlm"] = smolvlm
         if name == "transfer":
@@ -194,7 +189,7 @@ def plan(recipe: dict[str, Any], root: Path, data: str | None) -> dict[str, dict
         result = str(Path(stages[name]["output_dir"]) / result_of(name, stages[name]))
         if name not in BESIDE:
             checkpoint = result
-        if name in (*LEARNT_FROM, "toysmolvlm"):
+        if name in LEARNT_FROM:
             smolvlm = checkpoint
         if name == "assemble":
             assembled = checkpoint

@@ -14,7 +14,7 @@ from filelock import FileLock
 from transformers import HfArgumentParser, TrainingArguments
 
 from training import run
-from training.run import RECIPES, SHIPPED, STAGES, RunArguments, fingerprint, flags, main, plan, read_recipe
+from training.run import RECIPES, STAGES, RunArguments, fingerprint, flags, main, plan, read_recipe
 
 
 def recipe_file(folder: Path, **sections) -> str:
@@ -113,11 +113,20 @@ def test_what_a_section_says_counts(tmp_path):
     assert stages["adapt"]["checkpoint"] == str(Path("elsewhere/out/final")) and stages["adapt"]["data"] == "here/data"
 
 
-def test_all_models_start_from_the_smolvlm_that_ships(tmp_path):
-    names = ("toyworld", "prepare", "pictures", "prepare_scenes", "toysmolvlm", "assemble", "transfer", "adapt")
+def test_all_models_start_from_the_pretrained_smolvlm(tmp_path):
+    names = (
+        "toyworld",
+        "prepare",
+        "pictures",
+        "prepare_documents",
+        "toybase",
+        "pretrain",
+        "assemble",
+        "transfer",
+        "adapt",
+    )
     stages = plan({name: {} for name in (*names, "merge", "baseline", "blind")}, tmp_path, None)
-    smolvlm = str(tmp_path / "toysmolvlm")
-    assert stages["toysmolvlm"]["source"] == str(SHIPPED)
+    smolvlm = str(tmp_path / "pretrain/final")
     assert (
         stages["assemble"]["smolvlm"] == stages["transfer"]["teacher"] == stages["baseline"]["checkpoint"] == smolvlm
     )

@@ -1,20 +1,15 @@
 """training.toybase: the small SmolVLM sees as DINOv2 does, and its tokenizer can write anything."""
 
 import json
-import shutil
 
 import pytest
 import torch
-from prepared import write_prepared
-from safetensors.torch import load_file
 from tiny import tiny_vision_config
 from transformers import AutoModelForImageTextToText, AutoTokenizer, Dinov2Model
 
 from smoldriver_hf import CAMERAS
-from training import toysmolvlm
 from training.baseline import load_processor
 from training.toybase import SPECIAL_TOKENS, ToyBaseArguments, main, smolvlm_tower_weights
-from training.toysmolvlm import ToySmolVLMArguments
 
 
 @pytest.fixture(scope="module")
@@ -81,30 +76,3 @@ def test_a_second_one_does_not_overwrite_the_first(base, tmp_path):
         main(ToyBaseArguments([], str(base)))
     with pytest.raises(ValueError, match="multiple of patch size"):
         main(ToyBaseArguments([], str(tmp_path / "x"), str(base.parent / "tower"), image_size=30))
-
-
-def test_it_ships_without_its_tower(base, tmp_path):
-    vision = str(base.parent / "tower")
-    data = write_prepared(tmp_path / "data")
-    (tmp_path / "data" / "images" / "toyworld.json").write_text("{}")
-    trained = tmp_path / "trained"
-    shutil.copytree(base, trained)
-    (trained / "finetune.json").write_text(json.dumps({"arguments": {"data": str(data)}}))
-    packed = toysmolvlm.main(ToySmolVLMArguments(str(tmp_path / "packed"), str(trained), pack=True, vision=vision))
-    assert not any("vision" in name for name in load_file(packed / "model.safetensors"))
-    assert json.loads((packed / "finetune.json").read_text())["data_is_generated"] is True
-    joined = toysmolvlm.main(ToySmolVLMArguments(str(tmp_path / "joined"), str(packed), vision=vision))
-    before, after = load_file(base / "model.safetensors"), load_file(joined / "model.safetensors")
-    assert set(before) == set(after)
-    assert all(torch.equal(before[name].bfloat16(), after[name]) for name in before)
-    assert load_processor(str(joined), CAMERAS).image_seq_len == 4
-
-
-def test_another_tower_cannot_be_left_out(tower, base, tmp_path):
-    other = Dinov2Model(tower.config)
-    other.save_pretrained(tmp_path / "other")
-    with pytest.raises(ValueError, match="tower of its own"):
-        toysmolvlm.main(ToySmolVLMArguments(str(tmp_path / "packed"), str(base), True, str(tmp_path / "other")))
-    assert not (tmp_path / "packed").exists()
-    with pytest.raises(ValueError, match="is there already"):
-        toysmolvlm.main(ToySmolVLMArguments(str(tmp_path), str(base)))
