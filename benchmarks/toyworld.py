@@ -41,8 +41,8 @@ from benchmarks.toyworld_results import collect
 from training.offline_parts import fetch_dinov2_small, fetch_minilm
 from training.run import ROOT, read_recipe
 
-COMMON = ("toyworld", "prepare", "pictures", "prepare_pictures", "prepare_scenes", "prepare_documents", "toybase")
-PRETRAIN = ("align", "pretrain_listings", "pretrain_scenes", "pretrain")
+COMMON = ("toyworld", "prepare", "pictures", "prepare_pictures", "prepare_documents", "toybase")
+PRETRAIN = ("align", "pretrain")
 SMOLDRIVER = ("assemble", "transfer", "heal", "adapt", "merge")
 TRAINED = ("transfer", "heal", "adapt")
 UNSEEN = {"weathers": ["fog"], "scenes": 60, "seed": 2}  # the recipe's worlds have no fog

@@ -5,14 +5,23 @@
         --use_cpu
 
 A language model from scratch cannot ask its eyes for anything yet, so that answers teach the connector little for a
-long time. Here a linear head reads the mean of a picture's visual tokens: is there one, are there several, of each
-class that the toy world's listings name ("One car, two barriers.")? Then the head is thrown away. Tower and language
-model stay as they are. `output_dir/final/align.json` tells how well the head knew pictures held out.
+long time. Here visual tokens learn to lie, in the language model's embedding space, where the words are that tell what
+the picture shows ("parked", "car", "cars", "bends", as in answers about it): the best of a picture's tokens for
+a word is as much like that word's embedding as the picture is likely to show it. Tower and language model stay as
+they are. `output_dir/final/align.json` tells how well pictures of scenes held out are told apart by each word.
+
+In the end the connector is scaled so that visual tokens are as long as words. A linear connector on thousands of
+inputs makes them a hundred times as long, and attention can then write nothing into them that counts, such as which
+camera they are of.
 """
 
 import json
+import math
+import re
 import shlex
 import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,8 +29,9 @@ from typing import Any
 
 import torch
 import transformers
+from sklearn.metrics import roc_auc_score
 from torch import nn
-from transformers import AutoModelForImageTextToText, TrainingArguments, set_seed
+from transformers import AutoModelForImageTextToText, PreTrainedTokenizerBase, TrainingArguments, set_seed
 from trl import TrlParser
 
 from smoldriver_hf import CAMERAS
@@ -29,12 +39,14 @@ from training.assemble import save_whole
 from training.baseline import SceneView, build_features, load_processor
 from training.callbacks import JsonlCallback, ProgressBar
 from training.features import FeatureCache
-from training.questions import STATUSES, count_word, plural
+from training.questions import STATUSES, plural
 from training.rows import Rows, load_rows
-from training.toyworld_pictures import LISTING
+from training.toyworld_pictures import LISTING, UNTELLING
 from training.trainer import WholeCheckpoints, last_checkpoint
 
-HELD_OUT = 10  # one picture in so many is held out
+HELD_OUT = 10  # one scene in so many is held out
+RARE, USUAL = 0.01, 0.9  # words that fewer or more of the pictures show teach nothing
+SCALED_ON = 256  # pictures to measure the length of visual tokens on
 
 
 @dataclass
@@ -45,19 +57,27 @@ class AlignArguments:
     split: str = field(default="train", metadata={"help": "Split to train on."})
 
 
-class ConnectorWithHead(nn.Module):
-    """The connector, read by a linear head that is not kept."""
+class ConnectorToWords(nn.Module):
+    """The connector, and how much each word is seen in its tokens.
 
-    def __init__(self, connector: nn.Module, hidden_size: int):
+    Args:
+        connector: features → visual tokens.
+        words: (words, text_hidden), their embeddings; they do not change.
+        shares: (words,) of pictures that show each.
+    """
+
+    def __init__(self, connector: nn.Module, words: torch.Tensor, shares: torch.Tensor):
         super().__init__()
         self.connector = connector
-        self.norm = nn.LayerNorm(hidden_size, elementwise_affine=False)
-        self.head = nn.Linear(hidden_size, 2 * len(STATUSES))
+        self.register_buffer("words", nn.functional.normalize(words.detach(), dim=-1))
+        self.scale = nn.Parameter(torch.tensor(5.0))
+        self.bias = nn.Parameter(shares.logit())
 
     def forward(self, features: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Loss and logits (pictures, classes · 2) of features (pictures, patches, width)."""
-        tokens = self.connector(features.to(self.head.weight.dtype))  # (pictures, tokens, text_hidden)
-        logits = self.head(self.norm(tokens).mean(1))
+        """Loss and logits (pictures, words) of features (pictures, patches, width)."""
+        tokens = self.connector(features.to(self.words.dtype))  # (pictures, tokens, text_hidden)
+        likeness = nn.functional.normalize(tokens, dim=-1) @ self.words.T  # (pictures, tokens, words)
+        logits = (self.scale * likeness).logsumexp(1) - math.log(tokens.shape[1]) + self.bias
         return {"loss": nn.functional.binary_cross_entropy_with_logits(logits, labels), "logits": logits}
 
 
@@ -65,31 +85,41 @@ class AlignTrainer(WholeCheckpoints):
     """transformers' Trainer, with whole checkpoints."""
 
 
-def shown_classes(listing: str) -> list[float]:
-    """[one or more, two or more] of each class in a listing's answer, flat.
+@dataclass(frozen=True)
+class Picture:
+    """A picture, its scene, and the words for what it shows."""
+
+    path: str
+    scene: str
+    words: frozenset[str]
+
+
+def words_shown(answers: Mapping[str, str]) -> frozenset[str]:
+    """All words of a picture's answers that tell what is there, and one and many of every class that it shows.
+
+    "Cars" are asked for where there is one. "Yes." and a number alone tell nothing.
+    """
+    telling = [answer.lower() for question, answer in answers.items() if not question.startswith(UNTELLING)]
+    classes = [
+        {*name.split(), *plural(name).split()}
+        for name in STATUSES
+        if re.search(rf"\b({name}|{plural(name)})\b", answers[LISTING].lower())
+    ]
+    return frozenset(re.findall("[a-z]+", " ".join(telling))).union(*classes)
+
+
+def listed_pictures(rows: Rows) -> list[Picture]:
+    """Every picture with a listing.
 
     Raises:
-        ValueError: a word that is neither a number nor a class.
+        ValueError: there is none.
     """
-    number = {count_word(count): count for count in range(4)} | {"many": 4}
-    name_of = {word: name for name in STATUSES for word in (name, plural(name))}
-    counts = dict.fromkeys(STATUSES, 0)
-    text = listing.rstrip(".").lower()
-    for part in text.split(", ") if text != "nothing" else []:
-        word, _, name = part.partition(" ")
-        if word not in number or name not in name_of:
-            raise ValueError(f"expected a listing like 'One car, two barriers.', got {listing!r}")
-        counts[name_of[name]] = number[word]
-    return [float(count >= least) for count in counts.values() for least in (1, 2)]
-
-
-def listed_pictures(rows: Rows) -> list[tuple[str, list[float]]]:
-    """(picture, its classes) of every picture with a listing."""
+    answers: dict[tuple[str, str], dict[str, str]] = {}
+    for row in rows:
+        for path in row["images"].values():
+            answers.setdefault((path, row["scene_token"]), {})[row["question"]] = row["answer"]
     pictures = [
-        (path, shown_classes(row["answer"]))
-        for row in rows
-        if row["question"] == LISTING
-        for path in row["images"].values()
+        Picture(path, scene, words_shown(texts)) for (path, scene), texts in answers.items() if LISTING in texts
     ]
     if not pictures:
         raise ValueError(
@@ -98,12 +128,42 @@ def listed_pictures(rows: Rows) -> list[tuple[str, list[float]]]:
     return pictures
 
 
-def balanced_accuracy(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
-    """Mean over classes of the accuracy on pictures with and without; classes that have only one kind are left out."""
-    said, true = logits > 0, labels > 0
-    there, absent = true.sum(0), (~true).sum(0)
-    scores = ((said & true).sum(0) / there + (~said & ~true).sum(0) / absent) / 2  # (classes · 2)
-    return {name: scores[start::2].nanmean().item() for start, name in enumerate(("present", "several"))}
+def words_to_learn(pictures: Sequence[Picture], tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Word → its token, of words that are one token and neither rare nor usual; in alphabetical order.
+
+    Raises:
+        ValueError: there is none.
+    """
+    counts = Counter(word for picture in pictures for word in picture.words)
+    tokens = {
+        word: tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
+        for word in sorted(counts)
+        if RARE <= counts[word] / len(pictures) <= USUAL
+    }
+    single = {word: ids[0] for word, ids in tokens.items() if len(ids) == 1}
+    if not single:
+        raise ValueError(
+            f"no word that between {RARE:.0%} and {USUAL:.0%} of the pictures show is one token; these words are: "
+            f"{', '.join(tokens) or 'none'}"
+        )
+    return single
+
+
+def area_under_curve(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    """Mean over words of the chance that a picture with the word scores higher than one without.
+
+    Words that all pictures show, or none, are left out.
+    """
+    both = labels.any(0) & ~labels.all(0)  # (words)
+    return float(roc_auc_score(labels[:, both].numpy(), logits[:, both].numpy(), average="macro"))
+
+
+@torch.no_grad()
+def as_long_as_words(connector: nn.Module, features: torch.Tensor, embeddings: torch.Tensor) -> None:
+    """Scale a linear connector so that its tokens are on average as long as the embeddings of words."""
+    ratio = embeddings.norm(dim=-1).mean() / connector(features).norm(dim=-1).mean()
+    for weight in connector.parameters():
+        weight *= ratio
 
 
 def main(args: AlignArguments, config: TrainingArguments) -> Path:
@@ -119,28 +179,36 @@ def main(args: AlignArguments, config: TrainingArguments) -> Path:
     processor = load_processor(args.checkpoint, list(CAMERAS), False, None)
     rows = load_rows(args.data, args.split)
     pictures = listed_pictures(rows)
+    held_out_scenes = set(sorted({picture.scene for picture in pictures})[::HELD_OUT])
+    train = [picture for picture in pictures if picture.scene not in held_out_scenes]
+    held_out = [picture for picture in pictures if picture.scene in held_out_scenes]
+    words = words_to_learn(train, processor.tokenizer)
     features = build_features(
-        model, SceneView(processor, list(CAMERAS)), [path for path, _ in pictures], args.feature_cache
+        model, SceneView(processor, list(CAMERAS)), [picture.path for picture in pictures], args.feature_cache
     )
-    collate = partial(batch_of, features)
+    collate = partial(batch_of, features, list(words))
+    embeddings = model.get_input_embeddings().weight
+    shares = torch.tensor([[word in picture.words for word in words] for picture in train]).float().mean(0)
     trainer = AlignTrainer(
-        model=ConnectorWithHead(model.model.connector, model.config.text_config.hidden_size),
+        model=ConnectorToWords(model.model.connector, embeddings[list(words.values())], shares),
         args=config,
         data_collator=collate,
-        train_dataset=[picture for number, picture in enumerate(pictures) if number % HELD_OUT],  # type: ignore[arg-type]
+        train_dataset=train,  # type: ignore[arg-type]
         callbacks=[JsonlCallback(output_dir / "metrics.jsonl"), ProgressBar()],
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(output_dir))
-    held_out = collate(pictures[::HELD_OUT])
+    unseen = collate(held_out)
     with torch.no_grad():
-        known = balanced_accuracy(trainer.model(**held_out)["logits"], held_out["labels"])
+        logits = trainer.model(**unseen)["logits"]
+    as_long_as_words(model.model.connector, collate(train[:SCALED_ON])["features"].float(), embeddings)
     notes: dict[str, Any] = {
         "command": "python -m training.align " + shlex.join(sys.argv[1:]),
         "arguments": asdict(args),
         "seed": config.seed,
         "steps": trainer.state.global_step,
         "split_hash": rows.split_hash,
-        "held_out": {"pictures": len(held_out["labels"]), "balanced_accuracy": known},
+        "words": list(words),
+        "held_out": {"pictures": len(held_out), "area_under_curve": area_under_curve(logits, unseen["labels"])},
         "versions": {module.__name__: module.__version__ for module in (torch, transformers)},
     }
     save_whole(final, model.to(torch.bfloat16 if config.bf16 else torch.float32), processor, notes={"align": notes})
@@ -148,11 +216,11 @@ def main(args: AlignArguments, config: TrainingArguments) -> Path:
     return final
 
 
-def batch_of(features: FeatureCache, examples: list[tuple[str, list[float]]]) -> dict[str, torch.Tensor]:
-    """Features (pictures, patches, width) and labels (pictures, classes · 2)."""
+def batch_of(features: FeatureCache, words: list[str], pictures: list[Picture]) -> dict[str, torch.Tensor]:
+    """Features (pictures, patches, width) and labels (pictures, words)."""
     return {
-        "features": torch.stack([features[path] for path, _ in examples]),
-        "labels": torch.tensor([shown for _, shown in examples]),
+        "features": torch.stack([features[picture.path] for picture in pictures]),
+        "labels": torch.tensor([[float(word in picture.words) for word in words] for picture in pictures]),
     }
 
 

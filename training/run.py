@@ -9,17 +9,18 @@
 A recipe is one YAML file: `output_dir`, `data`, optionally `env` (environment variables), and a section per stage with
 that stage's arguments. Stages run in this order, those without a section are left out:
 
-    toyworld  prepare  pictures  prepare_pictures  prepare_scenes  prepare_documents
-    toybase  align  pretrain_listings  pretrain_scenes  pretrain
+    toyworld  prepare  pictures  prepare_pictures  prepare_documents
+    toybase  align  pretrain
     assemble  transfer  heal  adapt  merge  baseline  blind
 
-`pretrain…`, `heal`, `adapt`, `baseline` and `blind` are `training.finetune`. Where a section does not say otherwise a
+`pretrain`, `heal`, `adapt`, `baseline` and `blind` are `training.finetune`. Where a section does not say otherwise a
 stage writes `output_dir/STAGE`, reads `data`, and starts from the checkpoint of the stage before. The first line makes
-a world, and pictures of another one. The second pre-trains a small SmolVLM on those pictures: its connector learns
-which objects a picture shows, it names them, finds one picture of six, then answers other questions about it. That
-SmolVLM is what `assemble` takes apart, the teacher of `transfer` and the start of the baseline.
+a world, and pictures of another one. The second pre-trains a small SmolVLM on those pictures: its connector learns the
+words for what a picture shows, then it answers questions about a picture, alone or one of six. That SmolVLM is what
+`assemble` takes apart, the teacher of `transfer` and the start of the baseline.
 `blind` starts from what `assemble` made. Without the second line, `transfer` and the baseline name their SmolVLM.
-`data` may name a stage of the recipe, e.g. `data: prepare_scenes` to heal on what the SmolVLM was pre-trained on.
+`data` may name a stage of the recipe, e.g. `data: prepare_documents` to heal on what the SmolVLM was pre-trained on.
+`processes` makes a stage run in so many processes of this machine, each with the section's batch size.
 
 `output_dir/run.json` records for each stage its command, arguments, versions, sha256 of everything it read and wrote,
 minutes and figures. A stage is skipped if its record says finished and arguments, inputs and output are still as they
@@ -76,12 +77,9 @@ STAGES = {
     "prepare": Stage("prepare", inputs=("drivelm_json",)),
     "pictures": Stage("toyworld"),
     "prepare_pictures": Stage("prepare", inputs=("drivelm_json",)),
-    "prepare_scenes": Stage("prepare", inputs=("drivelm_json",)),
     "prepare_documents": Stage("prepare", inputs=("drivelm_json",)),
     "toybase": Stage("toybase", inputs=("drivelm_json", "vision")),
     "align": Stage("align", "final", True, ("checkpoint", "data")),
-    "pretrain_listings": FINETUNE,
-    "pretrain_scenes": FINETUNE,
     "pretrain": FINETUNE,
     "assemble": Stage("assemble", inputs=("smolvlm", "vision", "text")),
     "transfer": Stage("transfer", "final", True, ("student", "teacher", "data"), True),
@@ -94,15 +92,10 @@ STAGES = {
 WORLDS = {  # what prepares what
     "prepare": ("toyworld", "drivelm.json"),
     "prepare_pictures": ("pictures", "pictures.json"),
-    "prepare_scenes": ("pictures", "scenes.json"),
     "prepare_documents": ("pictures", "documents.json"),
 }
-LEARNT_FROM = {
-    "align": "prepare_pictures",
-    "pretrain_listings": "prepare_pictures",
-    "pretrain_scenes": "prepare_scenes",
-    "pretrain": "prepare_documents",
-}
+LEARNT_FROM = {"align": "prepare_pictures", "pretrain": "prepare_documents"}
+PROCESSES = "processes"  # an argument of `run_stage`, not of the stage
 BESIDE = ("baseline", "blind")  # they do not go on from the stage before
 
 
@@ -321,19 +314,23 @@ def run_stage(name: str, now: dict[str, Any], record: Record, launcher: str | No
     Raises:
         RuntimeError: the command failed.
     """
-    stage, arguments = STAGES[name], now["arguments"]
+    stage, arguments = STAGES[name], dict(now["arguments"])
     folder = Path(arguments["output_dir"])
     before = record.get(name)
     if before is not None and not stage.resumes:
         shutil.rmtree(folder, ignore_errors=True)  # half of it; `is_finished` has refused what was whole and changed
     start = [sys.executable]
+    processes = arguments.pop(PROCESSES, 1) if stage.distributed else 1
     if launcher and stage.distributed:
         start = shlex.split(launcher)
+    elif processes > 1:
+        start += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        env = env | {"OMP_NUM_THREADS": str(max(1, int(env.get("OMP_NUM_THREADS", 1)) // processes))}
     words = ["-m", f"training.{stage.module}", *flags(arguments)]
     entry = {
         **now,
         "status": "running",
-        "command": shlex.join([*(["python"] if start == [sys.executable] else start), *words]),
+        "command": shlex.join(["python", *start[1:], *words] if start[0] == sys.executable else [*start, *words]),
     }
     entry["minutes"] = before["minutes"] if before is not None and folder.exists() else 0.0
     record[name] = entry

@@ -192,6 +192,8 @@ def build(args: ToyBaseArguments) -> tuple[SmolVLMForConditionalGeneration, PreT
     set_seed(args.seed)
     model = SmolVLMForConditionalGeneration(config)
     torch.nn.init.normal_(model.get_input_embeddings().weight, std=EMBEDDING_STD)
+    with torch.no_grad():  # to name what is seen, it need not learn first which direction is which word
+        model.lm_head.weight.copy_(model.get_input_embeddings().weight)
     # In the precision that merged checkpoints are saved in: the tower stays the same, and so do its cached features.
     rounded = {
         name: weight.bfloat16().float() for name, weight in smolvlm_tower_weights(tower, args.image_size).items()

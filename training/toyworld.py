@@ -14,8 +14,8 @@ It writes, all at once or not at all:
                                      leading .. stands for OUTPUT_DIR
     OUTPUT_DIR/pictures.json         questions about single pictures, to pre-train on (`toyworld_pictures`), as a
                                      DriveLM file whose frames have one camera each
-    OUTPUT_DIR/scenes.json           the same questions with all six pictures, the one in question named
-    OUTPUT_DIR/documents.json        those, and each picture alone with the questions worded as there
+    OUTPUT_DIR/documents.json        the same questions with all six pictures, the one in question named, and so worded
+                                     with their picture alone
     OUTPUT_DIR/nuscenes/             a nuScenes root, version v1.0-toy: samples, tables, map mask, LiDAR sweeps
     OUTPUT_DIR/priors.json           what a model without eyes can reach: best constant and best per-template answers
     OUTPUT_DIR/toyworld.json         the settings that made it
@@ -51,7 +51,7 @@ from transformers.hf_argparser import HfArgumentParser
 
 from training.priors import answer_priors
 from training.toyworld_nuscenes import image_file, lidar_file, scan, write_map, write_tables
-from training.toyworld_pictures import document_frames, picture_frame, scene_frame
+from training.toyworld_pictures import document_frames, picture_frame
 from training.toyworld_questions import (
     CATEGORIES,
     FrameQuestions,
@@ -149,11 +149,6 @@ def _make(args: ToyWorldArguments, settings: dict[str, Any], output: Path) -> No
     scenes = [made[start : start + args.frames_per_scene] for start in range(0, len(made), args.frames_per_scene)]
     _write_drivelm(output / "drivelm.json", scenes, lambda item: {item.frame.token: _key_frame(item)})
     _write_drivelm(output / "pictures.json", scenes, lambda item: item.pictures)
-    _write_drivelm(
-        output / "scenes.json",
-        scenes,
-        lambda item: {item.frame.token: scene_frame(item.frame, list(item.pictures.values()))},
-    )
     _write_drivelm(
         output / "documents.json",
         scenes,

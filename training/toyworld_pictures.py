@@ -1,10 +1,10 @@
 """Questions about single pictures of the toy world: what a small SmolVLM is pre-trained on, before any driving data.
 
 They stand for the captions and visual questions that a published SmolVLM has seen. On purpose none is worded like
-DriveLM's, none needs a second camera, and none asks what the ego car should do. First they come with their picture
-alone (`picture_frame`), then with all six of a frame, the one in question named by its camera or by where it looks
-(`scene_frame`), then both ways (`document_frames`): a published SmolVLM has seen documents of several images too,
-finds one of them, and can read "back left" in CAM_BACK_LEFT.
+DriveLM's, none needs a second camera, and none asks what the ego car should do. They come with their picture alone
+(`picture_frame`), and as documents (`document_frames`), where the picture in question, the only one or one of six, is
+named by its camera or by where it looks: a published SmolVLM has seen documents of several images too, finds one of
+them, and can read "back left" in CAM_BACK_LEFT.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from training.toyworld_questions import Seen, Truth
 from training.toyworld_scene import CLASSES, TAG_WIDTH, ToyFrame
 
 LISTING = "Name everything in the picture."
+UNTELLING = ("Does the picture show", "What number of")  # their answers say nothing without them
 _NEAR_METRES = 11.0
 _MAX_DESCRIBED = 6
 _ASKED_EACH_WAY = 3  # existence questions per picture that are true, and that are false
@@ -139,35 +140,25 @@ def picture_frame(frame: ToyFrame, truth: Truth, camera: str, path: str) -> dict
     return _key_frame(perception, {camera: path}, frame.weather)
 
 
-def scene_frame(frame: ToyFrame, pictures: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A frame's pictures, as `picture_frame` writes them, in one key frame.
+def document_frames(frame: ToyFrame, pictures: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """`{token: key frame}`: a frame's pictures, as `picture_frame` writes them, all together and each alone.
 
-    `CAM_BACK: Describe the picture.` or `Describe the picture. To the back.`, and once for each camera
-    `Which camera looks to the back?` A listing repeats where it looks before it tells what is there, `To the back:
-    One car.`: from that a small language model learns within minutes which of six pictures is meant, and from bare
-    answers it does not, because a word of the question must reach the answer first.
+    Every question says which picture is meant: `CAM_BACK: Describe the picture.` or `Describe the picture. To the
+    back.`; and once for each camera it is `Which camera looks to the back?` A listing repeats where it looks before it
+    tells what is there, `To the back: One car.`: from that a small language model learns within minutes which of six
+    pictures is meant, and from bare answers it does not, because a word of the question must reach the answer first.
+    To compare what is asked with what is seen it learns on single pictures first.
     """
     rng = frame.random("picture/scene")
-    perception = [pair for asked in _placed(pictures, rng).values() for pair in asked]
+    placed = _placed(pictures, rng)
+    paths = {camera: path for picture in pictures for camera, path in picture["image_paths"].items()}
+    perception = [pair for asked in placed.values() for pair in asked]
     rng.shuffle(perception)
-    return _key_frame(perception, _paths(pictures), frame.weather)
-
-
-def document_frames(frame: ToyFrame, pictures: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """`{token: key frame}`: `scene_frame`, and each picture alone with its questions worded as there.
-
-    A small language model learns to compare what is asked with what is seen on single pictures first.
-    """
-    placed, paths = _placed(pictures, frame.random("picture/scene")), _paths(pictures)
     alone = {
         f"{frame.token}-{camera}": _key_frame(placed[camera], {camera: path}, frame.weather)
         for camera, path in paths.items()
     }
-    return {frame.token: scene_frame(frame, pictures), **alone}
-
-
-def _paths(pictures: Sequence[dict[str, Any]]) -> dict[str, str]:
-    return {camera: path for picture in pictures for camera, path in picture["image_paths"].items()}
+    return {frame.token: _key_frame(perception, paths, frame.weather), **alone}
 
 
 def _placed(pictures: Sequence[dict[str, Any]], rng: random.Random) -> dict[str, list[dict[str, Any]]]:

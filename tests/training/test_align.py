@@ -1,4 +1,4 @@
-"""Aligning: only the connector changes, it learns what listings say, a kill costs nothing, bad data is refused."""
+"""Aligning: only the connector changes, it learns the words of pictures, a kill costs nothing, bad data is refused."""
 
 import json
 from pathlib import Path
@@ -7,11 +7,13 @@ import pytest
 import torch
 from prepared import write_prepared, write_smolvlm
 from safetensors.torch import load_file
-from transformers import TrainingArguments
+from transformers import AutoModelForImageTextToText, AutoTokenizer, TrainingArguments
 
 from training import align, prepare, toyworld
-from training.align import AlignArguments, balanced_accuracy, shown_classes
-from training.questions import STATUSES
+from training.align import AlignArguments, Picture, area_under_curve, words_shown, words_to_learn
+from training.toyworld_pictures import LISTING
+
+WORDS = ("car", "cars", "pedestrian", "barrier", "bus", "moving", "parked", "near", "far", "red")
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +28,12 @@ def root(tmp_path_factory):
         )
     )
     write_smolvlm(root / "smolvlm")
+    model = AutoModelForImageTextToText.from_pretrained(root / "smolvlm")
+    tokenizer = AutoTokenizer.from_pretrained(root / "smolvlm")
+    tokenizer.add_tokens([f" {word}" for word in WORDS])
+    model.resize_token_embeddings(len(tokenizer))
+    model.save_pretrained(root / "smolvlm")
+    tokenizer.save_pretrained(root / "smolvlm")
     return root
 
 
@@ -52,7 +60,7 @@ def test_only_the_connector_learns_and_it_does(root, tmp_path):
     ]
     assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
     notes = json.loads((final / "align.json").read_text())
-    assert notes["steps"] == 30 and 0 <= notes["held_out"]["balanced_accuracy"]["present"] <= 1
+    assert notes["steps"] == 30 and 0 <= notes["held_out"]["area_under_curve"] <= 1
     assert run(root, tmp_path / "run", max_steps=30) == final  # nothing to do
 
 
@@ -76,13 +84,39 @@ def test_a_killed_run_ends_with_the_same_weights(root, tmp_path):
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-def test_listings_become_classes():
-    names = list(STATUSES)
-    shown = shown_classes("One car, two barriers.")
-    assert [names[index // 2] for index, value in enumerate(shown) if value] == ["car", "barrier", "barrier"]
-    assert sum(shown_classes("Nothing.")) == 0 and sum(shown_classes("Many pedestrians.")) == 2
-    with pytest.raises(ValueError, match="expected a listing like"):
-        shown_classes("A fine day.")
+def test_visual_tokens_become_as_long_as_words(root, tmp_path):
+    model = AutoModelForImageTextToText.from_pretrained(run(root, tmp_path / "run"))
+    embeddings = model.get_input_embeddings().weight
+    features = torch.randn(8, 16, model.config.vision_config.hidden_size)
+    align.as_long_as_words(model.model.connector, features, embeddings)
+    lengths = model.model.connector(features).norm(dim=-1)
+    assert lengths.mean().item() == pytest.approx(embeddings.norm(dim=-1).mean().item(), rel=1e-4)
+
+
+def test_words_of_a_picture():
+    answers = {
+        LISTING: "One car, two traffic cones.",
+        "Which state is the car in?": "Parked.",
+        "Does the picture show a moving truck?": "No.",
+        "What number of buses does the picture show?": "Zero.",
+    }
+    words = words_shown(answers)
+    assert words == {"one", "two", "parked", "car", "cars", "traffic", "cone", "cones"}
+    assert words_shown({LISTING: "Nothing."}) == {"nothing"}
+
+
+def test_words_to_learn_are_single_tokens_neither_rare_nor_usual():
+    class Tokenizer:
+        def __call__(self, text, add_special_tokens):
+            return {"input_ids": [7, 8] if text == " trailer" else [len(text)]}
+
+    pictures = [
+        Picture("a", "0", frozenset({"day", "car", "trailer"})),
+        *[Picture("b", "1", frozenset({"day"}))] * 9,
+    ]
+    assert words_to_learn(pictures, Tokenizer()) == {"car": 4}
+    with pytest.raises(ValueError, match="no word .* is one token"):
+        words_to_learn(pictures[1:], Tokenizer())
 
 
 def test_data_without_listings_is_refused(root, tmp_path):
@@ -92,12 +126,6 @@ def test_data_without_listings_is_refused(root, tmp_path):
         align.main(args, TrainingArguments(output_dir=str(tmp_path / "run"), use_cpu=True, report_to="none"))
 
 
-def test_balanced_accuracy_by_hand():
-    labels = torch.zeros(4, 2 * len(STATUSES))
-    labels[:2, 0] = 1  # the first class is in two pictures of four; nothing else is anywhere
-    logits = torch.full_like(labels, -1.0)
-    logits[0, 0] = 1
-    assert balanced_accuracy(logits, labels) == {
-        "present": pytest.approx(0.75),
-        "several": pytest.approx(float("nan"), nan_ok=True),
-    }
+def test_area_under_curve_by_hand():
+    labels = torch.tensor([[1.0, 1.0], [1.0, 1.0], [0.0, 1.0], [0.0, 1.0]])  # all pictures show the second word
+    assert area_under_curve(torch.tensor([[3.0, 0.0], [1.0, 0.0], [2.0, 0.0], [0.0, 0.0]]), labels) == 0.75

@@ -14,7 +14,7 @@ from filelock import FileLock
 from transformers import HfArgumentParser, TrainingArguments
 
 from training import run
-from training.run import RECIPES, STAGES, RunArguments, fingerprint, flags, main, plan, read_recipe
+from training.run import PROCESSES, RECIPES, STAGES, RunArguments, fingerprint, flags, main, plan, read_recipe
 
 
 def recipe_file(folder: Path, **sections) -> str:
@@ -38,7 +38,7 @@ class Commands:
         self.fails: dict[str, int | type[BaseException]] = {}
 
     def __call__(self, command, env):
-        words = command[command.index("-m") + 1 :]
+        words = command[len(command) - command[::-1].index("-m") :]  # after the last -m: a launcher may have its own
         arguments = {word[2:]: value for word, value in zip(words, words[1:], strict=False) if word.startswith("--")}
         folder = Path(arguments["output_dir"])
         self.ran.append(folder.name)
@@ -136,12 +136,11 @@ def test_all_models_start_from_the_pretrained_smolvlm(tmp_path):
 
 
 def test_a_smolvlm_is_pretrained_on_pictures(tmp_path):
-    names = ("pictures", "prepare_pictures", "prepare_scenes", "prepare_documents", "toybase", "align")
-    stages = plan({name: {} for name in (*names, "pretrain_listings", "pretrain_scenes", "pretrain")}, tmp_path, None)
-    assert stages["pretrain_listings"]["data"] == str(tmp_path / "prepare_pictures")
-    assert stages["pretrain_scenes"]["data"] == str(tmp_path / "prepare_scenes")
+    names = ("pictures", "prepare_pictures", "prepare_documents", "toybase", "align", "pretrain")
+    stages = plan({name: {} for name in names}, tmp_path, None)
+    assert stages["align"]["data"] == str(tmp_path / "prepare_pictures")
     assert stages["pretrain"]["data"] == str(tmp_path / "prepare_documents")
-    assert stages["pretrain"]["checkpoint"] == str(tmp_path / "pretrain_scenes/final")
+    assert stages["pretrain"]["checkpoint"] == str(tmp_path / "align/final")
 
 
 @pytest.mark.parametrize(
@@ -186,6 +185,8 @@ def test_every_recipe_is_understood_by_its_stages(name, tmp_path):
     """Each stage's parser takes exactly the words that the runner would give it."""
     _, recipe = read_recipe(name)
     for stage, arguments in plan(recipe, tmp_path, recipe.get("data", "data")).items():
+        if STAGES[stage].distributed:
+            arguments.pop(PROCESSES, None)
         module = import_module(f"training.{STAGES[stage].module}")
         hints = get_type_hints(module.main)
         kinds = [hints[parameter] for parameter in signature(module.main).parameters]
@@ -365,6 +366,21 @@ def test_launcher_and_environment(tmp_path, commands, monkeypatch):
         assert call[: len(start) + 1] == [*start, "-m"]
         assert env["OMP_NUM_THREADS"] == "2" and env["PYTHONPATH"].split(":") == [str(run.ROOT), "mine"]
     assert stages_of(file)["heal"]["command"].startswith("torchrun --nproc_per_node 2 -m training.finetune ")
+
+
+def test_a_stage_in_several_processes(tmp_path, commands):
+    recipe = recipe_file(tmp_path, env={"OMP_NUM_THREADS": 2}, **SECTIONS | {"heal": {"max_steps": 2, "processes": 2}})
+    file = main(RunArguments(recipe))
+    heal = commands.ran.index("heal")
+    assert commands.calls[heal][1:6] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    assert "--processes" not in commands.calls[heal]
+    assert [env["OMP_NUM_THREADS"] for env in commands.environments] == [
+        "1" if name == "heal" else "2" for name in SECTIONS
+    ]
+    record = stages_of(file)["heal"]
+    assert record["command"].startswith("python -m torch.distributed.run ") and record["arguments"]["processes"] == 2
+    launched = main(RunArguments(recipe, output_dir=str(tmp_path / "other"), launcher="torchrun --nproc_per_node 4"))
+    assert stages_of(launched)["heal"]["command"].startswith("torchrun --nproc_per_node 4 -m training.finetune ")
 
 
 def test_two_runs_never_share_a_folder(tmp_path, commands):
