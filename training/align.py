@@ -97,9 +97,9 @@ class Picture:
 def words_shown(answers: Mapping[str, str]) -> frozenset[str]:
     """All words of a picture's answers that tell what is there, and one and many of every class that it shows.
 
-    "Cars" are asked for where there is one. "Yes." and a number alone tell nothing.
+    "Cars" are asked for where there is one. "Yes." and a number tell nothing without their question.
     """
-    telling = [answer.lower() for question, answer in answers.items() if not question.startswith(UNTELLING)]
+    telling = [answer.lower() for answer in answers.values() if answer not in UNTELLING]
     classes = [
         {*name.split(), *plural(name).split()}
         for name in STATUSES

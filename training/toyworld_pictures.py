@@ -18,7 +18,9 @@ from training.toyworld_questions import Seen, Truth
 from training.toyworld_scene import CLASSES, TAG_WIDTH, ToyFrame
 
 LISTING = "Name everything in the picture."
-UNTELLING = ("Does the picture show", "What number of")  # their answers say nothing without them
+UNTELLING = ("Yes.", "No.", *(f"{count_word(count).capitalize()}." for count in range(5)))  # without their question
+SHOWS = ("Does the picture show {}?", "Can {} be seen in the picture?", "Is it true that the picture shows {}?")
+_COUNTS = ("What number of {} does the picture show?", "Count the {} in the picture.")
 _NEAR_METRES = 11.0
 _MAX_DESCRIBED = 6
 _ASKED_EACH_WAY = 3  # existence questions per picture that are true, and that are false
@@ -113,14 +115,19 @@ def _existence(seen: Sequence[Seen], doubtful: set[str], rng: random.Random) -> 
     pairs = []
     for kinds_chosen, answer in ((true, "Yes."), (false, "No.")):
         for name, status in rng.sample(kinds_chosen, min(count, len(kinds_chosen))):
-            pairs.append((f"Does the picture show {_kind(name, status)}?", answer))
+            pairs.append((rng.choice(SHOWS).format(_kind(name, status, rng)), answer))
     return pairs
 
 
-def _kind(name: str, status: str | None) -> str:
+def _kind(name: str, status: str | None, rng: random.Random) -> str:
+    """`a moving car`, `any moving cars` or `moving cars`."""
+    article = rng.choice(("a ", "any ", ""))
+    many = article != "a "
+    words = plural(name) if many else name
     if status in ("with rider", "without rider"):
-        return f"a {name} {status}"
-    return f"a {status} {name}" if status else f"any {plural(name)}"
+        return f"{article}{words} {status}{'s' if many else ''}"
+    words = f"{status} {words}" if status else words
+    return f"an {words}" if article == "a " and words[0] in "aeiou" else f"{article}{words}"
 
 
 def _counts(seen: Sequence[Seen], doubtful: set[str], rng: random.Random) -> list[tuple[str, str]]:
@@ -130,7 +137,7 @@ def _counts(seen: Sequence[Seen], doubtful: set[str], rng: random.Random) -> lis
     pairs = []
     for name in sorted(chosen):
         count = sum(item.item.name == name for item in seen)
-        pairs.append((f"What number of {plural(name)} does the picture show?", f"{count_word(count).capitalize()}."))
+        pairs.append((rng.choice(_COUNTS).format(plural(name)), f"{count_word(count).capitalize()}."))
     return pairs
 
 
@@ -143,11 +150,11 @@ def picture_frame(frame: ToyFrame, truth: Truth, camera: str, path: str) -> dict
 def document_frames(frame: ToyFrame, pictures: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """`{token: key frame}`: a frame's pictures, as `picture_frame` writes them, all together and each alone.
 
-    Every question says which picture is meant: `CAM_BACK: Describe the picture.` or `Describe the picture. To the
-    back.`; and once for each camera it is `Which camera looks to the back?` A listing repeats where it looks before it
-    tells what is there, `To the back: One car.`: from that a small language model learns within minutes which of six
-    pictures is meant, and from bare answers it does not, because a word of the question must reach the answer first.
-    To compare what is asked with what is seen it learns on single pictures first.
+    Every question says which picture is meant: `CAM_BACK: Describe the picture.`, `Describe the picture. To the back.`
+    or `Describe the picture to the back.`; and once for each camera it is `Which camera looks to the back?` A listing
+    repeats where it looks before it tells what is there, `To the back: One car.`: from that a small language model
+    learns within minutes which of six pictures is meant, and from bare answers it does not, because a word of the
+    question must reach the answer first. To compare what is asked with what is seen it learns on single pictures first.
     """
     rng = frame.random("picture/scene")
     placed = _placed(pictures, rng)
@@ -168,10 +175,14 @@ def _placed(pictures: Sequence[dict[str, Any]], rng: random.Random) -> dict[str,
         for camera in picture["image_paths"]:
             placed[camera] = [_pair(f"Which camera looks to the {SECTORS[camera]}?", f"{camera}.")]
             for item in picture["QA"]["perception"]:
-                where = rng.choice((camera, f"To the {SECTORS[camera]}"))
+                where, inside = rng.choice(
+                    ((camera, f"picture {camera}"), (f"To the {SECTORS[camera]}", f"picture to the {SECTORS[camera]}"))
+                )
+                wordings = [f"{where}: {item['Q']}", f"{item['Q']} {where}."]
+                if "picture" in item["Q"]:
+                    wordings.append(item["Q"].replace("picture", inside))
                 answer = f"{where}: {item['A']}" if item["Q"] == LISTING else item["A"]
-                question = rng.choice((f"{where}: {item['Q']}", f"{item['Q']} {where}."))
-                placed[camera].append({**item, "Q": question, "A": answer})
+                placed[camera].append({**item, "Q": rng.choice(wordings), "A": answer})
     return placed
 
 
