@@ -24,6 +24,7 @@ def test_all_models_have_equal_means(name):
     recipe = yaml.safe_load((RECIPE.parent / f"{name}.yaml").read_text())
     for stage, like in (("baseline", "adapt"), ("blind", "adapt")):
         assert {key: recipe[stage].get(key) for key in EQUAL} == {key: recipe[like].get(key) for key in EQUAL}
+    assert recipe["heal"]["questions"] == recipe["pretrain"]["questions"]  # its language model is frozen
     assert "fog" not in recipe["toyworld"]["weathers"] + recipe["pictures"]["weathers"]
     assert recipe["toyworld"]["seed"] != recipe["pictures"]["seed"]
 
