@@ -154,7 +154,7 @@ def document_frames(frame: ToyFrame, pictures: Sequence[dict[str, Any]]) -> dict
     or `Describe the picture to the back.`; and once for each camera it is `Which camera looks to the back?` A listing
     repeats where it looks before it tells what is there, `To the back: One car.`: from that a small language model
     learns within minutes which of six pictures is meant, and from bare answers it does not, because a word of the
-    question must reach the answer first. To compare what is asked with what is seen it learns on single pictures first.
+    question must reach the answer first. Comparing what is asked with what is seen comes with single pictures first.
     """
     rng = frame.random("picture/scene")
     placed = _placed(pictures, rng)
