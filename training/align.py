@@ -5,10 +5,10 @@
         --use_cpu
 
 A language model from scratch cannot ask its eyes for anything yet, so that answers teach the connector little for a
-long time. Here visual tokens learn to lie, in the language model's embedding space, where the words are that tell what
-the picture shows ("parked", "car", "cars", "bends", as in answers about it): the best of a picture's tokens for
-a word is as much like that word's embedding as the picture is likely to show it. Tower and language model stay as
-they are. `output_dir/final/align.json` tells how well pictures of scenes held out are told apart by each word.
+long time. Here visual tokens move, in the language model's embedding space, to the words that tell what the picture
+shows ("parked", "car", "cars", "bends", as in answers about it): the best of a picture's tokens for a word is as much
+like that word's embedding as the picture is likely to show it. Tower and language model stay as they are.
+`output_dir/final/align.json` tells how well words tell pictures of held-out scenes apart, on average.
 
 In the end the connector is scaled so that visual tokens are as long as words. A linear connector on thousands of
 inputs makes them a hundred times as long, and attention can then write nothing into them that counts, such as which

@@ -133,6 +133,24 @@ def plural(name: str) -> str:
     return f"{name}es" if name.endswith("s") else f"{name}s"
 
 
+def with_article(words: str) -> str:
+    """`a car`, `an orange truck`."""
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
+def in_state(words: str, status: str | None) -> str:
+    """`moving car`, `bicycle without rider`, `barrier` (no status)."""
+    if not status:
+        return words
+    return f"{words} {status}" if status in _CYCLE else f"{status} {words}"
+
+
+def plural_in_state(name: str, status: str | None) -> str:
+    """`moving cars`, `bicycles without riders`, `barriers` (no status)."""
+    words = in_state(plural(name), status)
+    return f"{words}s" if status in _CYCLE else words
+
+
 def count_word(count: int) -> str:
     """DriveLM's number words: one, two, three, then many. Zero is ours, for "How many ..."."""
     return ("zero", "one", "two", "three")[count] if count <= 3 else "many"
@@ -230,15 +248,6 @@ def _statuses(sectors: dict[str, list[SceneObject]], rng: random.Random) -> list
     return _spread(candidates, MAX_STATUS, rng)
 
 
-def _phrase(name: str, status: str) -> str:
-    """`moving cars`, `bicycles without riders`, `barriers` (no status)."""
-    if not status:
-        return plural(name)
-    if status in _CYCLE:
-        return f"{plural(name)} {status}s"
-    return f"{status} {plural(name)}"
-
-
 def _existence(sectors: dict[str, list[SceneObject]], rng: random.Random) -> list[dict[str, str]]:
     """Pairs of the same phrase, true in one sector and false in another, so that neither phrase nor sector tells.
 
@@ -271,8 +280,8 @@ def _existence(sectors: dict[str, list[SceneObject]], rng: random.Random) -> lis
         no = max(false, key=lambda camera: (surplus[camera], rng.random()))
         surplus[yes] += 1
         surplus[no] -= 1
-        questions.append({"Q": f"Are there {_phrase(name, status)} {_question_place(yes)}?", "A": "Yes."})
-        questions.append({"Q": f"Are there {_phrase(name, denied)} {_question_place(no)}?", "A": "No."})
+        questions.append({"Q": f"Are there {plural_in_state(name, status)} {_question_place(yes)}?", "A": "Yes."})
+        questions.append({"Q": f"Are there {plural_in_state(name, denied)} {_question_place(no)}?", "A": "No."})
     rng.shuffle(questions)
     return questions
 

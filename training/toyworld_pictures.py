@@ -13,7 +13,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from training.questions import SECTORS, STATUSES, count_word, plural
+from training.questions import SECTORS, STATUSES, count_word, in_state, plural, plural_in_state, with_article
 from training.toyworld_questions import Seen, Truth
 from training.toyworld_scene import CLASSES, TAG_WIDTH, ToyFrame
 
@@ -67,11 +67,7 @@ def _phrase(item: Seen) -> str:
     if thing.name == "traffic light":
         return f"a {status} light"
     words = f"pedestrian in {thing.colour}" if thing.name == "pedestrian" else f"{thing.colour} {thing.name}"
-    if status in ("with rider", "without rider"):
-        words = f"{words} {status}"
-    elif status is not None:
-        words = f"{status} {words}"
-    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+    return with_article(in_state(words, status))
 
 
 def _description(frame: ToyFrame, seen: Sequence[Seen]) -> str:
@@ -122,12 +118,9 @@ def _existence(seen: Sequence[Seen], doubtful: set[str], rng: random.Random) -> 
 def _kind(name: str, status: str | None, rng: random.Random) -> str:
     """`a moving car`, `any moving cars` or `moving cars`."""
     article = rng.choice(("a ", "any ", ""))
-    many = article != "a "
-    words = plural(name) if many else name
-    if status in ("with rider", "without rider"):
-        return f"{article}{words} {status}{'s' if many else ''}"
-    words = f"{status} {words}" if status else words
-    return f"an {words}" if article == "a " and words[0] in "aeiou" else f"{article}{words}"
+    if article == "a ":
+        return with_article(in_state(name, status))
+    return article + plural_in_state(name, status)
 
 
 def _counts(seen: Sequence[Seen], doubtful: set[str], rng: random.Random) -> list[tuple[str, str]]:
@@ -175,12 +168,11 @@ def _placed(pictures: Sequence[dict[str, Any]], rng: random.Random) -> dict[str,
         for camera in picture["image_paths"]:
             placed[camera] = [_pair(f"Which camera looks to the {SECTORS[camera]}?", f"{camera}.")]
             for item in picture["QA"]["perception"]:
-                where, inside = rng.choice(
-                    ((camera, f"picture {camera}"), (f"To the {SECTORS[camera]}", f"picture to the {SECTORS[camera]}"))
-                )
+                place = rng.choice((camera, f"to the {SECTORS[camera]}"))
+                where = f"{place[0].upper()}{place[1:]}"
                 wordings = [f"{where}: {item['Q']}", f"{item['Q']} {where}."]
                 if "picture" in item["Q"]:
-                    wordings.append(item["Q"].replace("picture", inside))
+                    wordings.append(item["Q"].replace("picture", f"picture {place}"))
                 answer = f"{where}: {item['A']}" if item["Q"] == LISTING else item["A"]
                 placed[camera].append({**item, "Q": rng.choice(wordings), "A": answer})
     return placed

@@ -32,7 +32,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from training.questions import SECTORS, STATUSES, SceneObject, object_tag, perception_questions, plural
+from training.questions import (
+    SECTORS,
+    STATUSES,
+    SceneObject,
+    object_tag,
+    perception_questions,
+    plural_in_state,
+    with_article,
+)
 from training.toyworld_render import View
 from training.toyworld_scene import (
     DIRECTIONS,
@@ -312,12 +320,7 @@ def _choice(
 
 def existence_question(name: str, status: str | None, camera: str) -> str:
     """`Are there moving cars to the back of the ego car?`, the wording of `training.questions`."""
-    many = plural(name)
-    if status in ("with rider", "without rider"):
-        phrase = f"{many} {status}s"
-    else:
-        phrase = f"{status} {many}" if status else many
-    return f"Are there {phrase} to the {SECTORS[camera]} of the ego car?"
+    return f"Are there {plural_in_state(name, status)} to the {SECTORS[camera]} of the ego car?"
 
 
 def existence_truth(truth: Truth) -> tuple[frozenset[str], frozenset[str]]:
@@ -390,9 +393,7 @@ def _important_objects(scene: _Scene) -> Item:
     parts = []
     for _, seen in chosen:
         words = describe_colour(seen.item).rstrip(".").lower()
-        parts.append(
-            f"{'an' if words[0] in 'aeiou' else 'a'} {words} to the {SECTORS[seen.camera]} of the ego vehicle"
-        )
+        parts.append(f"{with_article(words)} to the {SECTORS[seen.camera]} of the ego vehicle")
     tags = [tag for tag, _ in chosen]
     ids = (
         f"The ID of this object is {tags[0]}." if len(tags) == 1 else f"The IDs of these objects are {_listed(tags)}."
