@@ -66,7 +66,6 @@ QUICK = ("smoldriver", "smolvlm-ft", "blind")
 MODELS = ("smolvlm", *QUICK)  # the others are ablations
 RESULTS = {"smolvlm-ft": "baseline/final", "blind": "blind/final"}  # others: merged
 BUDGETS = (1, 2, 4, 8, 16)
-QUICK_BUDGETS = (1, 4, 16)
 TEST_FRAMES = 50  # of the test split, chosen by hash
 QUICK_FRAMES = 30
 BRIEF_FRAMES = 12
@@ -81,7 +80,7 @@ class ToyworldArguments:
     recipe: str = field(
         default="toyworld", metadata={"help": "Recipe whose numbers all runs have, as training.run takes it."}
     )
-    quick: bool = field(default=False, metadata={"help": "One seed, no ablations, fewer test frames."})
+    quick: bool = field(default=False, metadata={"help": "One seed, fewer test frames, ablations only if named."})
     brief: bool = field(default=False, metadata={"help": "Quick, with still fewer frames and no unseen weather."})
     only: list[str] | None = field(default=None, metadata={"help": "Models and ablations to run; default: all."})
     workers: int = field(default=2, metadata={"help": "Runs side by side, one thread each."})
@@ -114,8 +113,9 @@ def recipe_of(variant: str, seed: int, root: Path, whole: dict[str, Any]) -> dic
             section["feature_cache"] = str(root / "features" / Path(section["feature_cache"]).name)
         if stage == "transfer":
             section["feature_cache"] = str(root / "features")
-        if "data" in section:
-            section["data"] = str(common / section["data"])
+        for key in ("data", "eval_data"):
+            if key in section:
+                section[key] = str(common / section[key])
         recipe[stage] = section
     return recipe
 
@@ -162,7 +162,7 @@ def evaluate(checkpoint: Path, data: Path, folder: Path, *options: str) -> None:
 def make_common(root: Path, whole: dict[str, Any], brief: bool) -> None:
     """The data, the unseen weather unless in brief, and the pre-trained SmolVLM."""
     recipe = {"output_dir": str(root / "common"), "env": whole["env"], **{stage: whole[stage] for stage in COMMON}}
-    cache = str(root / "features" / "pictures")
+    cache = str(root / "features" / "teacher")
     recipe |= {stage: {**whole[stage], "feature_cache": cache} for stage in PRETRAIN}
     run_recipe(recipe)
     if brief:
@@ -200,7 +200,7 @@ def evaluate_variant(
     thorough = seed == 0 and variant == "smoldriver" and not args.quick
     controls = ["template_majority", "black", "wrong_scene"]
     controls += ["cameras", "questions"] if thorough else []
-    budgets = ["--budgets", *map(str, QUICK_BUDGETS if args.quick else BUDGETS)] if variant == "smoldriver" else []
+    budgets = ["--budgets", *map(str, BUDGETS)] if variant == "smoldriver" else []
     evaluate(checkpoint, data, folder / "evaluation", *options, "--controls", *controls, *budgets)
     if not args.brief:
         evaluate(checkpoint, unseen, folder / "unseen", *options, "--controls", "black")
@@ -217,8 +217,8 @@ def main(args: ToyworldArguments) -> dict[str, Any]:
     """
     root, whole = Path(args.output_dir).absolute(), read_recipe(args.recipe)[1]
     seeds = args.seeds[:1] if args.quick else args.seeds
-    known = MODELS if args.quick else ("smolvlm", *VARIANTS)
-    variants = tuple(args.only or known)
+    known = ("smolvlm", *VARIANTS)
+    variants = tuple(args.only or (MODELS if args.quick else known))
     if not set(variants) <= set(known):
         raise ValueError(f"--only takes some of {', '.join(known)}; got {args.only}")
     began = time.monotonic()

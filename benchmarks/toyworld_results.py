@@ -41,6 +41,7 @@ def collect(root: Path, seeds: Sequence[int], variants: Sequence[str]) -> dict[s
     report: dict[str, Any] = {
         "models": models,
         "split_hash": next(iter(models.values()))["split_hash"] if models else None,
+        "pretraining": training(root / "common"),
     }
     report["sighted_minus_trained_blind"] = {
         name: differences(scores_of(of, "evaluation", "sighted"), blind)
@@ -90,7 +91,7 @@ def summary(folders: Sequence[Path]) -> dict[str, Any]:
         "by_category": averaged([item["results"][own]["by_category"] for item in metrics]),
         "by_type": averaged([item["results"][own]["by_type"] for item in metrics]),
         "controls": {control: means(scores_of(folders, "evaluation", control)) for control in controls_of(folders[0])},
-        "training": [training(folder) for folder in folders if (folder / "run.json").is_file()],
+        "training": [stages for folder in folders if (stages := training(folder))],
     }
     for name in ("unseen", "corruptions"):
         done = [folder for folder in folders if (folder / name / "metrics.json").is_file()]
@@ -167,9 +168,11 @@ def averaged(tables: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, dic
 
 
 def training(folder: Path) -> dict[str, Any]:
-    """Minutes and figures of a run's stages."""
+    """Minutes and figures of a run's stages; none of a run that is not there yet."""
+    if not (folder / "run.json").is_file():
+        return {}
     stages = json.loads((folder / "run.json").read_text())["stages"]
-    kept = ("first", "last", "start", "end")  # figures, not where things lie
+    kept = ("first", "last", "start", "end", "pictures", "area_under_curve")  # figures, not where things lie
     return {
         name: {
             "minutes": stage["minutes"],

@@ -36,7 +36,7 @@ from trl import TrlParser
 
 from smoldriver_hf import CAMERAS
 from training.assemble import save_whole
-from training.baseline import SceneView, build_features, load_processor
+from training.baseline import build_features, load_processor
 from training.callbacks import JsonlCallback, ProgressBar
 from training.features import FeatureCache
 from training.questions import STATUSES, plural
@@ -184,7 +184,7 @@ def main(args: AlignArguments, config: TrainingArguments) -> Path:
     held_out = [picture for picture in pictures if picture.scene in held_out_scenes]
     words = words_to_learn(train, processor.tokenizer)
     features = build_features(
-        model, SceneView(processor, list(CAMERAS)), [picture.path for picture in pictures], args.feature_cache
+        model, processor.image_processor, [picture.path for picture in pictures], args.feature_cache
     )
     collate = partial(batch_of, features, list(words))
     embeddings = model.get_input_embeddings().weight

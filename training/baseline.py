@@ -42,15 +42,7 @@ def load_processor(
     """
     config = AutoConfig.from_pretrained(checkpoint)
     vision = config.vision_config
-    if longest_edge is None and not image_splitting:
-        longest_edge = 2 * vision.image_size
-    size = {} if longest_edge is None else {"size": {"longest_edge": longest_edge}}
-    image_processor = Idefics3ImageProcessorPil.from_pretrained(
-        checkpoint,
-        do_image_splitting=image_splitting,
-        max_image_size={"longest_edge": vision.image_size},
-        **size,
-    )
+    image_processor = load_image_processor(checkpoint, image_splitting, longest_edge)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     tokens_per_tile = (vision.image_size // vision.patch_size) ** 2 // config.scale_factor**2
     processor = Idefics3Processor(image_processor, tokenizer, image_seq_len=tokens_per_tile)
@@ -67,6 +59,26 @@ def load_processor(
     processor.chat_template = chat_template_for(tokenizer, list(cameras), processor.image_token, framed=False)
     tokenizer.padding_side = "left"  # for generation; collators pad on the right themselves
     return processor
+
+
+def load_image_processor(
+    checkpoint: str, image_splitting: bool = False, longest_edge: int | None = None
+) -> Idefics3ImageProcessorPil:
+    """What a SmolVLM or Idefics3 checkpoint is shown of a picture; arguments as of `load_processor`."""
+    side = AutoConfig.from_pretrained(checkpoint).vision_config.image_size
+    if longest_edge is None and not image_splitting:
+        longest_edge = 2 * side
+    size = {} if longest_edge is None else {"size": {"longest_edge": longest_edge}}
+    return Idefics3ImageProcessorPil.from_pretrained(
+        checkpoint, do_image_splitting=image_splitting, max_image_size={"longest_edge": side}, **size
+    )
+
+
+def pixels_of(image_processor: Idefics3ImageProcessorPil, scenes: Sequence[Sequence[Any]]) -> dict[str, torch.Tensor]:
+    """pixel_values (scenes, tiles, 3, height, width) and pixel_attention_mask (scenes, tiles, height, width)."""
+    opened = [[_opened(image) for image in scene] for scene in scenes]
+    batch = image_processor(opened, return_tensors="pt")
+    return {name: batch[name] for name in ("pixel_values", "pixel_attention_mask")}
 
 
 class SceneView:
@@ -118,10 +130,8 @@ class SceneView:
         return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
 
     def pixels(self, scenes: Sequence[Sequence[Any]]) -> dict[str, torch.Tensor]:
-        """pixel_values (scenes, tiles, 3, height, width) and pixel_attention_mask (scenes, tiles, height, width)."""
-        opened = [[_opened(image) for image in scene] for scene in scenes]
-        batch = self.idefics3.image_processor(opened, return_tensors="pt")
-        return {name: batch[name] for name in ("pixel_values", "pixel_attention_mask")}
+        """See `pixels_of`."""
+        return pixels_of(self.idefics3.image_processor, scenes)
 
 
 class _SmolVLMInputs:
@@ -164,16 +174,20 @@ class PackedBaselineCollator(_SmolVLMInputs, PackedSceneCollator):
 
 
 def build_features(
-    model: PreTrainedModel, view: SceneView, image_paths: Sequence[str], folder: str | Path, batch_size: int = 16
+    model: PreTrainedModel,
+    image_processor: Idefics3ImageProcessorPil,
+    image_paths: Sequence[str],
+    folder: str | Path,
+    batch_size: int = 16,
 ) -> FeatureCache:
     """What a SmolVLM's frozen tower sees in images, as far as the folder lacks it; see `FeatureCache.build`."""
     tower = model.base_model.vision_model
 
     def encode(paths: list[str]) -> torch.Tensor:
-        pixels = view.pixels([[path] for path in paths])["pixel_values"][:, 0]
+        pixels = pixels_of(image_processor, [[path] for path in paths])["pixel_values"][:, 0]
         return tower(pixels.to(tower.device, tower.dtype)).last_hidden_state
 
-    fingerprint = vision_fingerprint(tower, view.idefics3.image_processor)
+    fingerprint = vision_fingerprint(tower, image_processor)
     with evaluating(tower):
         return write_features(folder, image_paths, encode, fingerprint, batch_size=batch_size)
 

@@ -5,7 +5,8 @@
 
 A folder holds safetensors shards and `index.json`, which says which weights and image processing they are of, where
 each image is and what its bytes hashed to. Shards are written under another name first and the index after them, so a
-run that is killed continues where the index ends; a folder of another tower or image size is refused.
+run that is killed continues where the index ends; a folder of another tower or image size is refused. Of two runs that
+want the same folder one waits for the other.
 
     index.json            fingerprint, dtype, shards {file: bytes, sha256}, images {path: bytes, mtime_ns, sha256}
     <hash>.safetensors    image sha256 → features, (patches, vision_hidden)
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -145,15 +147,30 @@ def write_features(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     fingerprint = {**fingerprint, "dtype": str(dtype).removeprefix("torch.")}
-    index = _read_index(folder) or {"format": FORMAT, "fingerprint": fingerprint, "shards": {}, "images": {}}
-    _refuse_another(folder, index["fingerprint"], fingerprint)
-    _drop_broken_shards(folder, index)
-    paths = list(dict.fromkeys(os.path.abspath(os.fspath(path)) for path in image_paths))
-    _hash_images(index, paths)
+    with FileLock(folder / ".lock"):  # who comes second finds done what the first one did
+        index = _read_index(folder) or {"format": FORMAT, "fingerprint": fingerprint, "shards": {}, "images": {}}
+        _refuse_another(folder, index["fingerprint"], fingerprint)
+        _drop_broken_shards(folder, index)
+        paths = list(dict.fromkeys(os.path.abspath(os.fspath(path)) for path in image_paths))
+        _hash_images(index, paths)
+        done = {key for shard in index["shards"].values() for key in shard["images"]}
+        path_of = {index["images"][path]["sha256"]: path for path in paths}
+        missing = {key: path for key, path in path_of.items() if key not in done}
+        _encode(folder, index, missing, encode, dtype, batch_size, shard_bytes)
+        _write_index(folder, index)
+        return FeatureCache(folder, fingerprint)
 
-    done = {key for shard in index["shards"].values() for key in shard["images"]}
-    path_of = {index["images"][path]["sha256"]: path for path in paths}
-    missing = {key: path for key, path in path_of.items() if key not in done}
+
+def _encode(
+    folder: Path,
+    index: dict[str, Any],
+    missing: Mapping[str, str],
+    encode: Encode,
+    dtype: torch.dtype,
+    batch_size: int,
+    shard_bytes: int,
+) -> None:
+    """Run `encode` on files, hash → path, and keep the results shard by shard."""
     pending: dict[str, torch.Tensor] = {}
     with torch.no_grad(), tqdm(total=len(missing), desc="Encoding images", unit="image", disable=not missing) as bar:
         for keys in _batches(list(missing), batch_size):
@@ -170,8 +187,6 @@ def write_features(
                 pending = {}
     if pending:
         _save_shard(folder, index, pending)
-    _write_index(folder, index)
-    return FeatureCache(folder, fingerprint)
 
 
 def tower_fingerprint(model: PreTrainedModel, processor: Any) -> dict[str, Any]:

@@ -186,7 +186,7 @@ def load_examples(
         if args.feature_cache:
             paths = {path for part in (train, held_out) if part for paths in part["images"] for path in paths}
             if isinstance(view, SceneView):
-                features = build_features(model, view, sorted(paths), args.feature_cache)
+                features = build_features(model, view.idefics3.image_processor, sorted(paths), args.feature_cache)
                 see_cached(model)
             else:
                 features = FeatureCache.build(model, view, sorted(paths), args.feature_cache)

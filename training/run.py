@@ -19,7 +19,8 @@ a world, and pictures of another one. The second pre-trains a small SmolVLM on t
 words for what a picture shows, then it answers questions about a picture, alone or one of six. That SmolVLM is what
 `assemble` takes apart, the teacher of `transfer` and the start of the baseline.
 `blind` starts from what `assemble` made. Without the second line, `transfer` and the baseline name their SmolVLM.
-`data` may name a stage of the recipe, e.g. `data: prepare_documents` to heal on what the SmolVLM was pre-trained on.
+`data` and `eval_data` may name a stage of the recipe, e.g. `data: prepare_documents` to heal on what the SmolVLM was
+pre-trained on.
 `processes` makes a stage run in so many processes of this machine, each with the section's batch size.
 
 `output_dir/run.json` records for each stage its command, arguments, versions, sha256 of everything it read and wrote,
@@ -82,7 +83,7 @@ STAGES = {
     "align": Stage("align", "final", True, ("checkpoint", "data")),
     "pretrain": FINETUNE,
     "assemble": Stage("assemble", inputs=("smolvlm", "vision", "text")),
-    "transfer": Stage("transfer", "final", True, ("student", "teacher", "data"), True),
+    "transfer": Stage("transfer", "final", True, ("student", "teacher", "data", "eval_data"), True),
     "heal": FINETUNE,
     "adapt": FINETUNE,
     "merge": Stage("merge", inputs=("checkpoint", "adapter")),
@@ -173,8 +174,9 @@ def plan(recipe: dict[str, Any], root: Path, data: str | None) -> dict[str, dict
                 raise ValueError("section merge folds in the adapter of section adapt, which the recipe does not have")
             defaults["checkpoint"] = stages["adapt"]["checkpoint"]
             defaults["adapter"] = str(Path(stages["adapt"]["output_dir"]) / "adapter")
-        if given.get("data") in stages:
-            given["data"] = stages[given["data"]]["output_dir"]
+        for key in ("data", "eval_data"):
+            if given.get(key) in stages:
+                given[key] = stages[given[key]]["output_dir"]
         stages[name] = defaults | given
         missing = [key for key in (*STAGES[name].inputs, "output_dir") if stages[name].get(key, "") is None]
         if missing:
@@ -264,6 +266,8 @@ def figures_of(name: str, folder: Path) -> dict[str, Any]:
     """What a stage reached, from the files that it wrote."""
     if (folder / "transfer_metrics.json").is_file():
         return json.loads((folder / "transfer_metrics.json").read_text())
+    if name == "align":
+        return json.loads((folder / "final" / "align.json").read_text())["held_out"]
     if STAGES[name] is FINETUNE:
         return first_and_last(folder / "metrics.jsonl")
     return {}

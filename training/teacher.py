@@ -1,8 +1,8 @@
 """The teacher of the knowledge transfer: a frozen SmolVLM or Idefics3, what it sees, and what the student shall make
 of it.
 
-The teacher looks at whole images, resized to its square, without tiles: so a place in its grid and a place in the
-student's are the same place in the picture.
+The teacher looks at whole images, resized to its square, without tiles, as the SmolVLM-FT baseline does: so a place in
+its grid and a place in the student's are the same place in the picture, and one cache of features serves both.
 """
 
 from collections.abc import Sequence
@@ -12,9 +12,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
-from smoldriver_hf import SmolDriverImageProcessor
 from smoldriver_hf.projector_smoldriver import grid_points, spread_points
-from training.assemble import vision_settings
+from training.baseline import load_image_processor, pixels_of
 from training.features import image_settings, settings_of, weights_hash
 
 MODEL_TYPES = ("idefics3", "smolvlm")
@@ -45,24 +44,27 @@ class Teacher:
         side = size // patch // config.scale_factor if self.gives_tokens else size // patch
         self.grid = (side, side)
         self.width = config.text_config.hidden_size if self.gives_tokens else config.vision_config.hidden_size
-        self.image_processor = SmolDriverImageProcessor(
-            size={"height": size, "width": size}, **vision_settings(folder)[1]
-        )
+        self.image_processor = load_image_processor(folder)
+
+    def pixels(self, paths: Sequence[str]) -> torch.Tensor:
+        """Image files → (images, 3, height, width)."""
+        return pixels_of(self.image_processor, [[path] for path in paths])["pixel_values"][:, 0]
 
     @torch.no_grad()
     def features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(images, 3, height, width) → (images, places, width)."""
-        hidden = self.model.model.vision_model(pixel_values=pixel_values.to(self.model.dtype)).last_hidden_state
+        pixels = pixel_values.to(self.model.device, self.model.dtype)
+        return self.features_of(self.model.model.vision_model(pixel_values=pixels).last_hidden_state)
+
+    @torch.no_grad()
+    def features_of(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What its tower puts out, (images, patches, vision_hidden) → (images, places, width)."""
+        hidden = hidden.to(self.model.device, self.model.dtype)
         hidden = hidden[:, hidden.shape[1] - self.patches[0] * self.patches[1] :]  # a class token comes first
         return self.model.model.connector(hidden) if self.gives_tokens else hidden
 
-    def encode(self, paths: list[str]) -> torch.Tensor:
-        """Features of image files."""
-        pixels = self.image_processor(paths, return_tensors="pt")["pixel_values"]
-        return self.features(pixels.to(self.model.device))
-
     def fingerprint(self) -> dict[str, Any]:
-        """What the features depend on, for the feature cache."""
+        """What the features depend on."""
         inner = self.model.model
         return {
             "teacher_weights": weights_hash(nn.ModuleList([inner.vision_model, inner.connector])),

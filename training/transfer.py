@@ -35,9 +35,10 @@ from trl import TrlParser
 import smoldriver_hf  # noqa: F401  registers the architecture
 from training.ablations import ablate
 from training.assemble import save_whole
+from training.baseline import build_features
 from training.callbacks import JsonlCallback, ProgressBar
 from training.collate import IGNORED, DrawBudgetsByEpoch, Example, SceneCollator
-from training.features import FeatureCache, write_features
+from training.features import FeatureCache
 from training.rows import Rows, load_rows
 from training.teacher import Teacher, TeacherPrompts, pooling_weights, resampled
 
@@ -51,6 +52,7 @@ class TransferArguments:
     data: str = field(metadata={"help": "Folder written by training.prepare."})
     split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str = field(default="validation", metadata={"help": "Split for the held-out R²."})
+    eval_data: str | None = field(default=None, metadata={"help": "Folder of that split; default: `data`."})
     train_tower: bool = field(default=True, metadata={"help": "Train the vision tower too, not the projector alone."})
     num_queries: list[int] | None = field(
         default=None, metadata={"help": "Budgets, one drawn per step; default: powers of two up to all (linear)."}
@@ -58,7 +60,7 @@ class TransferArguments:
     answer_distillation: float = field(default=0.0, metadata={"help": "Weight of the divergence of answers; 0: none."})
     feature_cache: str | None = field(
         default=None,
-        metadata={"help": "Folder for features of the teacher and of a frozen tower; default: live."},
+        metadata={"help": "Folder for features of the teacher's and of a frozen tower; default: live."},
     )
     shared_qformer: bool = field(default=False, metadata={"help": "Ablation: one Q-Former for all cameras."})
     keep_frozen: str | None = field(
@@ -196,7 +198,7 @@ class TransferCollator:
     Args:
         scenes: collator of the student; its budgets and epoch are used.
         teacher: the teacher.
-        features: the teacher's cached features in place of its pixels.
+        features: what the teacher's tower puts out, cached, in place of its pixels.
         prompts: the teacher's prompts, to distil answers.
     """
 
@@ -208,7 +210,7 @@ class TransferCollator:
         prompts: TeacherPrompts | None = None,
     ):
         self.scenes = scenes
-        self.image_processor = teacher.image_processor
+        self.teacher = teacher
         self.features = features
         self.prompts = prompts
 
@@ -227,9 +229,9 @@ class TransferCollator:
             "images_per_frame": torch.tensor([len(scene) for scene in shown]),
         }
         if self.features is None:
-            batch["teacher_pixels"] = self.image_processor(paths, return_tensors="pt")["pixel_values"]
+            batch["teacher_pixels"] = self.teacher.pixels(paths)
         else:
-            batch["teacher_features"] = torch.stack([self.features[path] for path in paths])
+            batch["teacher_hidden"] = torch.stack([self.features[path] for path in paths])
         if self.prompts is not None:
             batch["text"] = self.scenes.text(examples, num_queries)
             labels = batch["text"]["labels"]
@@ -253,8 +255,8 @@ class TransferTrainer(Trainer):
         teacher.model.to(self.args.device)
 
     def _teacher_features(self, inputs: dict[str, Any]) -> torch.Tensor:
-        if "teacher_features" in inputs:
-            return inputs.pop("teacher_features")
+        if "teacher_hidden" in inputs:
+            return self.teacher.features_of(inputs.pop("teacher_hidden"))
         return self.teacher.features(inputs.pop("teacher_pixels"))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -366,9 +368,9 @@ def measured_targets(
         paths = [path for scene in scenes for path in scene.values()]
         camera_ids = torch.tensor([config.cameras.index(camera) for scene in scenes for camera in scene])
         if collator.features is None:
-            features = teacher.encode(paths).cpu()
+            features = teacher.features(teacher.pixels(paths)).cpu()
         else:
-            features = torch.stack([collator.features[path] for path in paths])
+            features = teacher.features_of(torch.stack([collator.features[path] for path in paths])).cpu()
         target = targets(features).double()
         total.index_add_(0, camera_ids, target)
         square += target.square().sum().item()
@@ -405,7 +407,7 @@ def main(args: TransferArguments, config: TrainingArguments) -> Path:
         student.model.multi_modal_projector.connector.requires_grad_(False)  # the features are compared before it
 
     distil = args.answer_distillation > 0
-    train_rows, eval_rows = load_rows(args.data, args.split), load_rows(args.data, args.eval_split)
+    train_rows, eval_rows = load_rows(args.data, args.split), load_rows(args.eval_data or args.data, args.eval_split)
     train = frames_of(train_rows, student.config.cameras, distil)
     held_out = spread(frames_of(eval_rows, student.config.cameras, False), args.eval_frames)
 
@@ -414,8 +416,8 @@ def main(args: TransferArguments, config: TrainingArguments) -> Path:
         paths = [path for example in (*train, *held_out) for path in example["images"].values()]
         folder, size = Path(args.feature_cache), config.per_device_eval_batch_size
         with config.main_process_first(desc="feature cache"):
-            teacher_features = write_features(
-                folder / "teacher", paths, teacher.encode, teacher.fingerprint(), batch_size=size
+            teacher_features = build_features(
+                teacher.model, teacher.image_processor, paths, folder / "teacher", batch_size=size
             )
             if not args.train_tower:
                 student.to(config.device)
@@ -456,6 +458,7 @@ def main(args: TransferArguments, config: TrainingArguments) -> Path:
             "arguments": asdict(args),
             "seed": config.seed,
             "split_hash": train_rows.split_hash,
+            "held_out_split_hash": eval_rows.split_hash,
             "frames": {"train": len(train), "held_out": len(held_out), "statistics": len(sample)},
             "teacher": teacher.fingerprint(),
             "versions": {module.__name__: module.__version__ for module in (torch, transformers)},

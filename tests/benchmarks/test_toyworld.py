@@ -35,7 +35,7 @@ def test_a_variant_differs_in_nothing_but_its_changes(variant, tmp_path):
     recipe = recipe_of(variant, 7, tmp_path, whole)
     stages, changes = VARIANTS[variant]
     assert set(recipe) - {"output_dir", "data", "env"} == set(stages)
-    ours = {"seed", "feature_cache", "smolvlm", "teacher", "checkpoint", "data"}  # where things lie
+    ours = {"seed", "feature_cache", "smolvlm", "teacher", "checkpoint", "data", "eval_data"}  # where things lie
     for stage in stages:
         changed = {key for key in recipe[stage] if recipe[stage][key] != whole[stage].get(key)} - ours
         assert changed == set(changes.get(stage, {}))

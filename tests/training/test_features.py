@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -130,7 +131,16 @@ def test_a_killed_build_continues_where_it_stopped(paths, tmp_path):
         partial[paths[5]]
     cache = write_features(tmp_path / "cache", paths, encode, {}, batch_size=2, shard_bytes=1)
     assert encoded == paths and sorted(cache) == sorted(paths)
-    assert not [name for name in os.listdir(tmp_path / "cache") if name.startswith(".")]
+    assert [name for name in os.listdir(tmp_path / "cache") if name.startswith(".")] == [".lock"]
+
+
+def test_two_builds_at_once_do_the_work_once(paths, tmp_path):
+    encoded: list[str] = []
+    with ThreadPoolExecutor(2) as pool:
+        builds = [pool.submit(write_features, tmp_path / "cache", paths, counting(encoded), {}, batch_size=2)]
+        builds.append(pool.submit(write_features, tmp_path / "cache", paths, counting(encoded), {}, batch_size=2))
+    assert [sorted(build.result()) for build in builds] == [sorted(paths)] * 2
+    assert encoded == paths
 
 
 def test_a_changed_image_is_computed_again(paths, tmp_path):
@@ -228,7 +238,7 @@ def test_a_full_disk_leaves_what_was_finished(paths, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         write_features(tmp_path / "cache", paths, counting(encoded), {}, batch_size=2, shard_bytes=1)
     monkeypatch.undo()
-    assert not list((tmp_path / "cache").glob(".*"))
+    assert [file.name for file in (tmp_path / "cache").glob(".*")] == [".lock"]
     assert len(FeatureCache(tmp_path / "cache", {})) == 4
     write_features(tmp_path / "cache", paths, counting(encoded), {}, batch_size=2, shard_bytes=1)
     assert len(encoded) == 8

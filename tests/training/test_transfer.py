@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForImageTextToText,
     Idefics3Config,
     Idefics3ForConditionalGeneration,
+    Idefics3ImageProcessorPil,
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
     TrainerCallback,
@@ -49,6 +50,7 @@ def teacher_folder(tmp_path_factory):
     settings = {"vision_config": TEACHER_VISION, "text_config": tiny_text_config().to_dict(), "scale_factor": 2}
     model = SmolVLMForConditionalGeneration(SmolVLMConfig(**settings, image_token_id=3, tie_word_embeddings=False))
     model.save_pretrained(folder)
+    Idefics3ImageProcessorPil().save_pretrained(folder)
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder)
@@ -118,11 +120,14 @@ def test_the_teachers_features_are_its_own(teacher_folder):
     torch.testing.assert_close(patches.features(pixels), expected.last_hidden_state)
     assert (tokens.grid, patches.grid) == ((3, 3), (6, 6))
     assert tokens.fingerprint() != patches.fingerprint()
+    hidden = tokens.model.model.vision_model(pixel_values=pixels).last_hidden_state
+    torch.testing.assert_close(tokens.features_of(hidden), tokens.features(pixels))
 
 
 def test_idefics3_is_a_teacher_and_others_are_not(tmp_path):
     settings = {"vision_config": TEACHER_VISION, "text_config": tiny_text_config().to_dict(), "scale_factor": 2}
     Idefics3ForConditionalGeneration(Idefics3Config(**settings, image_token_id=3)).save_pretrained(tmp_path / "a")
+    Idefics3ImageProcessorPil().save_pretrained(tmp_path / "a")
     assert Teacher(str(tmp_path / "a"), "linear").grid == (3, 3)
     with pytest.raises(ValueError, match="one of .*smolvlm.*'smoldriver'"):
         Teacher(save_student(tmp_path / "b", "linear"), "linear")
