@@ -156,7 +156,32 @@ def _ablations(run: dict[str, Any], models: dict[str, Any]) -> list[str]:
     return lines
 
 
-PARTS: dict[str, Callable[[dict[str, Any]], str]] = {"nine-frames": nine_frames, "toyworld": toyworld, "speed": speed}
+def engines(run: dict[str, Any]) -> str:
+    """Accuracy of every engine beside that of fp32."""
+    titles = {
+        "fp32": "PyTorch, fp32",
+        "int8": "PyTorch, preset int8",
+        "onnx": "ONNX Runtime, fp32",
+        "onnx-int8": "ONNX Runtime, language model in int8",
+    }
+    lines = ["| engine | perception % | all % | answers as in fp32 % | MB |", "|---|---|---|---|---|"]
+    for name, found in run["engines"].items():
+        right = [
+            f"{100 * found[group]['estimate']:.1f} [{100 * found[group]['low']:.1f}, {100 * found[group]['high']:.1f}]"
+            for group in ("perception", "accuracy")
+        ]
+        cells = [titles[name], *right, f"{100 * found['same_answer']:.1f}", f"{found['megabytes']:.0f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    note = f"{run['questions']} questions about {run['frames']} frames. Command: `{run['command']}`; "
+    return "\n".join([*lines, "", f"{note}split {run['split_hash'][:12]}."])
+
+
+PARTS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "nine-frames": nine_frames,
+    "toyworld": toyworld,
+    "engines": engines,
+    "speed": speed,
+}
 
 
 def filled(text: str) -> str:

@@ -45,6 +45,7 @@ from training.assemble import projector_config_for
 from training.finetune import FinetuneArguments
 from training.parts import HEAD, freeze, how_of, lora_config, modules_of
 from training.run import read_recipe
+from training.toybase import ToyBaseArguments, language_model_config
 
 GB = 1 << 30
 NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8  # per weight, with double quantisation
@@ -140,13 +141,17 @@ class Estimate:
         return self.peak * FRAGMENTATION + CONTEXT_BYTES
 
 
-def config_of(assemble: dict[str, Any]) -> SmolDriverConfig:
-    """The model that a recipe's section `assemble` makes, by dimensions."""
+def config_of(assemble: dict[str, Any], toybase: dict[str, Any] | None = None) -> SmolDriverConfig:
+    """The model that a recipe's section `assemble` makes, by dimensions; `toybase` made its language model."""
     smolvlm: Any = _part(assemble["smolvlm"]) if assemble.get("smolvlm") else None
     offline = {"vision": "facebook/dinov2-small", "text": "HuggingFaceTB/SmolLM2-135M-Instruct"}
     names = {**(offline if assemble.get("offline") else {}), **{k: v for k, v in assemble.items() if v is not None}}
     vision = _part(names["vision"]) if "vision" in names else smolvlm.vision_config
-    text = smolvlm.text_config if smolvlm is not None else _part(names["text"])
+    if toybase is not None:
+        args = ToyBaseArguments(drivelm_json=[], output_dir="", **toybase)
+        text: Any = language_model_config(args, vocab_size=args.vocab_size)
+    else:
+        text = smolvlm.text_config if smolvlm is not None else _part(names["text"])
     shuffle = assemble.get("connector") == "pixel_shuffle"
     queries = assemble.get("max_queries", 64)
     if shuffle:
@@ -322,7 +327,7 @@ def main(args: MemoryArguments) -> dict[str, Any]:
     path, recipe = read_recipe(args.recipe)
     if not recipe.get("assemble"):
         raise ValueError(f"{path} has no section assemble: which model it trains is not known")
-    config = config_of(recipe["assemble"])
+    config = config_of(recipe["assemble"], recipe.get("toybase"))
     parser = HfArgumentParser((FinetuneArguments, SFTConfig))
     report: dict[str, Any] = {"recipe": str(path), "limit_gb": args.limit_gb, "stages": {}}
     for stage in (stage for stage in STAGES if stage in recipe):

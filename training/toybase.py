@@ -145,6 +145,21 @@ def smolvlm_tower_weights(tower: PreTrainedModel, image_size: int) -> dict[str, 
     return weights
 
 
+def language_model_config(args: ToyBaseArguments, **tokens: int) -> LlamaConfig:
+    """Dimensions of the language model; `tokens`: its vocabulary's size and special ids."""
+    heads = args.hidden_size // 64
+    return LlamaConfig(
+        hidden_size=args.hidden_size,
+        intermediate_size=3 * args.hidden_size,
+        num_hidden_layers=args.num_hidden_layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=2048,
+        tie_word_embeddings=False,
+        **tokens,
+    )
+
+
 def build(args: ToyBaseArguments) -> tuple[SmolVLMForConditionalGeneration, PreTrainedTokenizerFast, Any]:
     """Model, tokenizer and image processor."""
     vision = args.vision or str(fetch_dinov2_small())
@@ -171,18 +186,12 @@ def build(args: ToyBaseArguments) -> tuple[SmolVLMForConditionalGeneration, PreT
             hidden_act=tower.config.hidden_act,
             layer_norm_eps=tower.config.layer_norm_eps,
         ),
-        text_config=LlamaConfig(
+        text_config=language_model_config(
+            args,
             vocab_size=len(tokenizer),
-            hidden_size=args.hidden_size,
-            intermediate_size=3 * args.hidden_size,
-            num_hidden_layers=args.num_hidden_layers,
-            num_attention_heads=args.hidden_size // 64,
-            num_key_value_heads=args.hidden_size // 64,
-            max_position_embeddings=2048,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
-            tie_word_embeddings=False,
         ).to_dict(),
         scale_factor=args.scale_factor,
         image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),

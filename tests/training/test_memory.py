@@ -5,7 +5,7 @@ from tiny import tiny_config, tiny_model
 from trl import SFTConfig
 
 from training.finetune import FinetuneArguments
-from training.memory import GB, NF4_BYTES, MemoryArguments, estimate, main
+from training.memory import GB, NF4_BYTES, MemoryArguments, config_of, estimate, main
 
 # `tiny.tiny_config`, weight by weight.
 TOWER = (
@@ -89,6 +89,12 @@ def test_a_recipe_without_a_model(tmp_path):
     (tmp_path / "recipe.yaml").write_text("heal: {}\n")
     with pytest.raises(ValueError, match="has no section assemble"):
         main(MemoryArguments(str(tmp_path / "recipe.yaml")))
+
+
+def test_a_recipe_that_makes_its_own_language_model():
+    config = config_of({"offline": True, "image_size": 112}, {"hidden_size": 256, "num_hidden_layers": 3})
+    assert (config.text_config.hidden_size, config.text_config.num_hidden_layers) == (256, 3)
+    assert config.text_config.vocab_size == 768 and config.vision_config.hidden_size == 384
 
 
 @pytest.mark.slow

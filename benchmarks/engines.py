@@ -1,0 +1,140 @@
+"""Does a model answer as well in int8, and as ONNX graphs? The same questions for every engine, on the toy world.
+
+    python -m benchmarks.engines --checkpoint outputs/benchmark/seed0/smoldriver/merge \
+        --data outputs/benchmark/common/prepare
+
+`fp32` and `int8` are the presets of `smoldriver_hf.loading_smoldriver`; `onnx` and `onnx-int8` are what
+`python -m hub_export onnx` makes, run by its runner in ONNX Runtime. Reported: accuracy on frames of the test split,
+the share of answers that are those of `fp32` word for word, megabytes on disk. Needs what `hub_export.onnx` needs.
+"""
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+from transformers import HfArgumentParser
+
+from benchmarks.toyworld import write
+from hub_export import onnx
+from smoldriver_hf.loading_smoldriver import load
+from training.evaluate import choose_frames
+from training.features import weights_hash
+from training.metrics import answer_correct
+from training.metrics_intervals import mean_interval
+from training.rows import load_rows
+
+ENGINES = ("fp32", "int8", "onnx", "onnx-int8")
+Ask = Callable[[dict[str, str], list[str]], list[str]]
+"""Images of one frame and questions → answers"""
+
+
+@dataclass
+class EnginesArguments:
+    checkpoint: str = field(metadata={"help": "Merged checkpoint or exported folder."})
+    data: str = field(metadata={"help": "Folder written by training.prepare."})
+    engines: list[str] = field(
+        default_factory=lambda: list(ENGINES), metadata={"help": f"fp32 and some of {', '.join(ENGINES[1:])}."}
+    )
+    max_frames: int = field(default=30, metadata={"help": "Frames of the test split, chosen by hash."})
+    max_new_tokens: int = field(default=40, metadata={"help": "Tokens of the longest answer."})
+    work_dir: str = field(default="outputs/engines", metadata={"help": "Where graphs are kept."})
+    output: str = field(default="benchmarks/results/engines.json", metadata={"help": "File of the results."})
+
+
+def preset(args: EnginesArguments, precision: str) -> tuple[Ask, int]:
+    """A preset of `load`, and the bytes of its weights on disk, which are the checkpoint's."""
+    model, processor = load(args.checkpoint, precision=precision)
+
+    def ask(images: dict[str, str], questions: list[str]) -> list[str]:
+        answers = model.encode_scene(images, processor).ask_all(questions, max_new_tokens=args.max_new_tokens)
+        return [answer.text for answer in answers]
+
+    return ask, size_of(Path(args.checkpoint), "*.safetensors")
+
+
+def graphs(args: EnginesArguments, int8: bool, weights: str) -> tuple[Ask, int]:
+    """The runner of exported graphs, made unless they are there, and their bytes."""
+    folder = Path(args.work_dir) / f"{weights[:12]}-{'int8' if int8 else 'fp32'}"
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        onnx.main(onnx.OnnxArguments(args.checkpoint, str(folder), int8=int8))
+    runner = onnx.OnnxSmolDriver(folder)
+
+    def ask(images: dict[str, str], questions: list[str]) -> list[str]:
+        return runner.ask_all(images, questions, args.max_new_tokens)
+
+    return ask, size_of(folder, "*.onnx*") + size_of(folder, "*.safetensors")
+
+
+def size_of(folder: Path, pattern: str) -> int:
+    return sum(file.stat().st_size for file in folder.glob(pattern))
+
+
+def answers_of(ask: Ask, frames: Sequence[Any], title: str) -> list[str]:
+    """Answers to all questions of all frames, in order."""
+    found: list[str] = []
+    for frame, questions in tqdm(frames, desc=title, unit="frame"):
+        found += ask(frame["images"], [row["question"] for row in questions])
+    return found
+
+
+def figures(rows: Sequence[dict[str, Any]], answers: Sequence[str], reference: Sequence[str]) -> dict[str, Any]:
+    """Accuracy on all and on perception questions, with intervals over scenes, and agreement with the reference."""
+    right = [
+        float(answer_correct(row["question"], row["answer"], said)) for row, said in zip(rows, answers, strict=True)
+    ]
+    seen = [index for index, row in enumerate(rows) if row["category"] == "perception"]
+    return {
+        "accuracy": asdict(mean_interval(right, [row["scene_token"] for row in rows])),
+        "perception": asdict(
+            mean_interval([right[index] for index in seen], [rows[index]["scene_token"] for index in seen])
+        ),
+        "same_answer": sum(a == b for a, b in zip(answers, reference, strict=True)) / len(rows),
+    }
+
+
+def main(args: EnginesArguments) -> dict[str, Any]:
+    """Ask every engine and write the results; returns them.
+
+    Raises:
+        ValueError: an unknown engine, or others without fp32, which they are compared with.
+    """
+    if not set(args.engines) <= set(ENGINES) or "fp32" not in args.engines:
+        raise ValueError(f"--engines takes fp32 and some of {', '.join(ENGINES[1:])}; got {args.engines}")
+    rows = load_rows(args.data, "test")
+    frames = choose_frames(rows, args.max_frames)
+    asked = [row for _, questions in frames for row in questions]
+    weights = weights_hash(load(args.checkpoint)[0])
+    engines: dict[str, Any] = {}
+    reference: list[str] = []
+    for engine in sorted(args.engines, key=ENGINES.index):  # fp32 first
+        if engine.startswith("onnx"):
+            ask, size = graphs(args, engine.endswith("int8"), weights)
+        else:
+            ask, size = preset(args, engine)
+        answers = answers_of(ask, frames, engine)
+        reference = reference or answers
+        engines[engine] = {"megabytes": size / 1e6, **figures(asked, answers, reference)}
+        print(f"{engine}: {json.dumps(engines[engine])}", flush=True)
+    results = {
+        "command": "python -m benchmarks.engines " + shlex.join(sys.argv[1:]),
+        "questions": len(asked),
+        "frames": len(frames),
+        "split_hash": rows.split_hash,
+        "weights_sha256": weights,
+        "seed": None,  # answers are greedy: nothing is drawn
+        "versions": {name: version(name) for name in ("torch", "transformers", "onnxruntime")},
+        "engines": engines,
+    }
+    write(Path(args.output), results)
+    return results
+
+
+if __name__ == "__main__":
+    main(HfArgumentParser(EnginesArguments).parse_args_into_dataclasses()[0])
