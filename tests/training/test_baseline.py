@@ -168,7 +168,7 @@ def test_a_frozen_towers_features_stand_for_pixels(checkpoint, tmp_path, packed)
         frames.append({**frame, "images": paths})
     model, own = AutoModelForImageTextToText.from_pretrained(checkpoint), view(checkpoint)
     names = [path for frame in frames for path in frame["images"].values()]
-    cache = build_features(model, own, names, tmp_path / "cache")
+    cache = build_features(model, own.idefics3.image_processor, names, tmp_path / "cache")
     examples = frames if packed else one_by_one(frames)
     collator = PackedBaselineCollator if packed else BaselineCollator
     live = collator(own)(examples)
