@@ -21,12 +21,12 @@ from tqdm import tqdm
 from transformers import HfArgumentParser
 
 from benchmarks.toyworld import write
+from benchmarks.toyworld_results import intervals
 from hub_export import onnx
 from smoldriver_hf.loading_smoldriver import load
 from training.evaluate import choose_frames
 from training.features import weights_hash
 from training.metrics import answer_correct
-from training.metrics_intervals import mean_interval
 from training.rows import load_rows
 
 ENGINES = ("fp32", "int8", "onnx", "onnx-int8")
@@ -86,15 +86,16 @@ def answers_of(ask: Ask, frames: Sequence[Any], title: str) -> list[str]:
 
 def figures(rows: Sequence[dict[str, Any]], answers: Sequence[str], reference: Sequence[str]) -> dict[str, Any]:
     """Accuracy on all and on perception questions, with intervals over scenes, and agreement with the reference."""
-    right = [
-        float(answer_correct(row["question"], row["answer"], said)) for row, said in zip(rows, answers, strict=True)
-    ]
-    seen = [index for index, row in enumerate(rows) if row["category"] == "perception"]
+    scores = {
+        row["question_id"]: (
+            row["scene_token"],
+            row["category"],
+            float(answer_correct(row["question"], row["answer"], said)),
+        )
+        for row, said in zip(rows, answers, strict=True)
+    }
     return {
-        "accuracy": asdict(mean_interval(right, [row["scene_token"] for row in rows])),
-        "perception": asdict(
-            mean_interval([right[index] for index in seen], [rows[index]["scene_token"] for index in seen])
-        ),
+        **{group: asdict(interval) for group, interval in intervals(scores).items()},
         "same_answer": sum(a == b for a, b in zip(answers, reference, strict=True)) / len(rows),
     }
 

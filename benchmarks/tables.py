@@ -167,10 +167,10 @@ def engines(run: dict[str, Any]) -> str:
     lines = ["| engine | perception % | all % | answers as in fp32 % | MB |", "|---|---|---|---|---|"]
     for name, found in run["engines"].items():
         right = [
-            f"{100 * found[group]['estimate']:.1f} [{100 * found[group]['low']:.1f}, {100 * found[group]['high']:.1f}]"
-            for group in ("perception", "accuracy")
+            f"{percent(interval['estimate'])} [{percent(interval['low'])}, {percent(interval['high'])}]"
+            for interval in (found["perception"], found["accuracy"])
         ]
-        cells = [titles[name], *right, f"{100 * found['same_answer']:.1f}", f"{found['megabytes']:.0f}"]
+        cells = [titles[name], *right, percent(found["same_answer"]), f"{found['megabytes']:.0f}"]
         lines.append(f"| {' | '.join(cells)} |")
     note = f"{run['questions']} questions about {run['frames']} frames. Command: `{run['command']}`; "
     return "\n".join([*lines, "", f"{note}split {run['split_hash'][:12]}."])

@@ -94,6 +94,13 @@ def pretrained_smolvlm(root: Path) -> Path:
     return root / "common" / PRETRAIN[-1] / "final"
 
 
+def cache_of(section: dict[str, Any], root: Path, whole: dict[str, Any]) -> dict[str, str]:
+    """A section's feature cache, in the place that it has in the recipe's folder, but shared by all runs."""
+    if "feature_cache" not in section:
+        return {}
+    return {"feature_cache": str(root / Path(section["feature_cache"]).relative_to(whole["output_dir"]))}
+
+
 def recipe_of(variant: str, seed: int, root: Path, whole: dict[str, Any]) -> dict[str, Any]:
     """A variant's recipe: sections of the whole one, with this run's folders, seed and changes."""
     stages, changes = VARIANTS[variant]
@@ -109,10 +116,7 @@ def recipe_of(variant: str, seed: int, root: Path, whole: dict[str, Any]) -> dic
             section["teacher"] = str(pretrained)
         if stage == "baseline":
             section["checkpoint"] = str(pretrained)
-        if "feature_cache" in section:
-            section["feature_cache"] = str(root / "features" / Path(section["feature_cache"]).name)
-        if stage == "transfer":
-            section["feature_cache"] = str(root / "features")
+        section |= cache_of(section, root, whole)
         for key in ("data", "eval_data"):
             if key in section:
                 section[key] = str(common / section[key])
@@ -162,8 +166,7 @@ def evaluate(checkpoint: Path, data: Path, folder: Path, *options: str) -> None:
 def make_common(root: Path, whole: dict[str, Any], brief: bool) -> None:
     """The data, the unseen weather unless in brief, and the pre-trained SmolVLM."""
     recipe = {"output_dir": str(root / "common"), "env": whole["env"], **{stage: whole[stage] for stage in COMMON}}
-    cache = str(root / "features" / "teacher")
-    recipe |= {stage: {**whole[stage], "feature_cache": cache} for stage in PRETRAIN}
+    recipe |= {stage: {**whole[stage], **cache_of(whole[stage], root, whole)} for stage in PRETRAIN}
     run_recipe(recipe)
     if brief:
         return

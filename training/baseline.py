@@ -81,6 +81,11 @@ def pixels_of(image_processor: Idefics3ImageProcessorPil, scenes: Sequence[Seque
     return {name: batch[name] for name in ("pixel_values", "pixel_attention_mask")}
 
 
+def whole_pictures(image_processor: Idefics3ImageProcessorPil, paths: Sequence[str]) -> torch.Tensor:
+    """Pictures as one tile each: (images, 3, height, width)."""
+    return pixels_of(image_processor, [[path] for path in paths])["pixel_values"][:, 0]
+
+
 class SceneView:
     """An `Idefics3Processor` as `SceneCollator` sees a processor: named cameras, one placeholder per image.
 
@@ -184,7 +189,7 @@ def build_features(
     tower = model.base_model.vision_model
 
     def encode(paths: list[str]) -> torch.Tensor:
-        pixels = pixels_of(image_processor, [[path] for path in paths])["pixel_values"][:, 0]
+        pixels = whole_pictures(image_processor, paths)
         return tower(pixels.to(tower.device, tower.dtype)).last_hidden_state
 
     fingerprint = vision_fingerprint(tower, image_processor)

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from smoldriver_hf.projector_smoldriver import grid_points, spread_points
-from training.baseline import load_image_processor, pixels_of
+from training.baseline import load_image_processor, whole_pictures
 from training.features import image_settings, settings_of, weights_hash
 
 MODEL_TYPES = ("idefics3", "smolvlm")
@@ -48,7 +48,7 @@ class Teacher:
 
     def pixels(self, paths: Sequence[str]) -> torch.Tensor:
         """Image files → (images, 3, height, width)."""
-        return pixels_of(self.image_processor, [[path] for path in paths])["pixel_values"][:, 0]
+        return whole_pictures(self.image_processor, paths)
 
     @torch.no_grad()
     def features(self, pixel_values: torch.Tensor) -> torch.Tensor:

@@ -6,15 +6,14 @@ import pytest
 from exported import save_checkpoint
 from prepared import write_prepared
 
-pytest.importorskip("onnxscript")
-pytest.importorskip("onnxruntime")
-
-from benchmarks.engines import EnginesArguments, main  # noqa: E402  # after what it needs
-from benchmarks.tables import engines  # noqa: E402
+from benchmarks.engines import EnginesArguments, main
+from benchmarks.tables import engines
 
 
 @pytest.mark.slow  # exporting graphs takes about half a minute
 def test_graphs_answer_as_the_model_does(tmp_path):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
     checkpoint = save_checkpoint(tmp_path / "checkpoint")
     data = write_prepared(tmp_path / "data", splits=("test",))
     places = {"work_dir": str(tmp_path / "work"), "output": str(tmp_path / "engines.json")}

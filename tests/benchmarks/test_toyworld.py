@@ -16,7 +16,7 @@ RECIPE = RECIPES / "toyworld.yaml"
 
 EQUAL = ("language_model", "lora_r", "lora_alpha", "lora_dropout", "train_embeddings", "load_in_4bit", "tower")
 EQUAL += ("questions", "max_steps", "per_device_train_batch_size", "pairs_per_sequence", "learning_rate")
-EQUAL += ("lr_scheduler_type",)
+EQUAL += ("lr_scheduler_type", "projector")
 
 
 @pytest.mark.parametrize("name", ["toyworld", "demo"])
