@@ -60,9 +60,12 @@ def with_cameras(messages: list[dict], parsed: list[dict]) -> list[dict]:
 
 
 def serve_with_transformers(args: ServeArguments, non_blocking: bool = False) -> Any:
-    """transformers' server, taught a class that is not its own and the names of cameras."""
+    """transformers' server, taught a class that is not its own, the names of cameras, and to say what is wrong."""
     import transformers
+    from fastapi import HTTPException
+    from jinja2 import TemplateError
     from transformers.cli.serve import Serve
+    from transformers.cli.serving.chat_completion import ChatCompletionHandler
     from transformers.cli.serving.utils import BaseHandler
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
     from transformers.models.auto import modeling_auto
@@ -76,6 +79,15 @@ def serve_with_transformers(args: ServeArguments, non_blocking: bool = False) ->
     BaseHandler.get_processor_inputs_from_messages = staticmethod(
         lambda messages, modality: with_cameras(messages, parse(messages, modality))
     )
+    answer = ChatCompletionHandler.handle_request
+
+    async def answer_or_explain(handler: Any, body: dict, request_id: str) -> Any:
+        try:
+            return await answer(handler, body, request_id)
+        except (TemplateError, ValueError) as error:  # an unknown camera, one that comes twice, a budget beyond all
+            raise HTTPException(status_code=400, detail=str(error)) from error
+
+    ChatCompletionHandler.handle_request = answer_or_explain
     return Serve(
         force_model=args.folder,
         trust_remote_code=True,

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from importlib.metadata import PathDistribution
 from pathlib import Path
@@ -43,6 +44,14 @@ def ask(port, model, images, named=True, **options):
     )
     with urllib.request.urlopen(request, timeout=300) as response:
         return json.load(response)["choices"][0]["message"]["content"]
+
+
+def refusal(port, model, images, **options):
+    """What a server says to a request that it cannot answer."""
+    with pytest.raises(urllib.error.HTTPError) as raised:
+        ask(port, model, images, **options)
+    assert raised.value.code == 400
+    return json.load(raised.value)["detail"]
 
 
 def wait_for(port, process, path="health"):
@@ -106,6 +115,9 @@ def test_transformers_own_server_answers_as_generate_does(tmp_path):
         assert ask(port, folder, scene(3), named=False) == expected(folder, scene(3))
         budget = {"chat_template_kwargs": {"processor_kwargs": {"num_queries": 2}}}
         assert ask(port, folder, scene(3), **budget) == expected(folder, scene(3), num_queries=2)
+        assert "unknown camera CAM_TOP; this model knows" in refusal(port, folder, {"CAM_TOP": scene()["CAM_FRONT"]})
+        too_many = {"chat_template_kwargs": {"processor_kwargs": {"num_queries": 99}}}
+        assert "num_queries" in refusal(port, folder, scene(3), **too_many)
     finally:
         server.terminate()
         server.wait(timeout=60)
