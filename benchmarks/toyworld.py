@@ -1,10 +1,11 @@
 """The embedded benchmark: SmolVLM, SmolVLM fine-tuned and SmolDriver on the toy world, each beside its blind version.
 
-    python -m benchmarks.toyworld                   # everything: hours on two cores
+    python -m benchmarks.toyworld                   # everything: three hours on two cores
     python -m benchmarks.toyworld --quick           # one seed, no ablations
 
 One small SmolVLM is pre-trained on questions about single pictures of another world, once; all models start from it.
-Then, for every seed and with the numbers of training/recipes/toyworld.yaml (equal rows, steps and adapter size):
+Then, with the numbers of training/recipes/toyworld.yaml (equal rows, steps and adapter size), the models for every
+seed and the ablations for the first ones:
 
     smoldriver         transfer, healing, QLoRA on driving questions
     smolvlm-ft         the baseline: the pre-trained SmolVLM, with the rows, steps and adapter of the QLoRA stage
@@ -63,7 +64,8 @@ ONE_THREAD = {  # as runs go on side by side; the rest keeps what was once alloc
     "MALLOC_TOP_PAD_": "268435456",
 }
 QUICK = ("smoldriver", "smolvlm-ft", "blind")
-MODELS = ("smolvlm", *QUICK)  # the others are ablations
+MODELS = ("smolvlm", *QUICK)
+ABLATIONS = tuple(variant for variant in VARIANTS if variant not in MODELS)
 RESULTS = {"smolvlm-ft": "baseline/final", "blind": "blind/final"}  # others: merged
 BUDGETS = (1, 2, 4, 8, 16)
 TEST_FRAMES = 50  # of the test split, chosen by hash
@@ -77,6 +79,7 @@ class ToyworldArguments:
     output_dir: str = field(default="outputs/benchmark", metadata={"help": "Folder of all runs."})
     output: str = field(default="benchmarks/results/toyworld.json", metadata={"help": "File of the results."})
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of training."})
+    ablation_seeds: int = field(default=1, metadata={"help": "For how many of the seeds ablations are trained too."})
     recipe: str = field(
         default="toyworld", metadata={"help": "Recipe whose numbers all runs have, as training.run takes it."}
     )
@@ -233,9 +236,10 @@ def main(args: ToyworldArguments) -> dict[str, Any]:
     pretrained = pretrained_smolvlm(root)
     jobs: dict[str, Callable[[], None]] = {
         run_name(variant, seed): partial(run_variant, variant, seed, root, whole, args)
-        for seed in seeds
+        for chosen, of in ((MODELS, seeds), (ABLATIONS, seeds[: args.ablation_seeds]))
+        for seed in of
         for variant in variants
-        if variant in VARIANTS
+        if variant in VARIANTS and variant in chosen
     }
     if "smolvlm" in variants:
         jobs["smolvlm"] = partial(evaluate_variant, "smolvlm", -1, pretrained, root, root / "smolvlm", args)

@@ -1,7 +1,8 @@
 """From the evaluations of benchmarks.toyworld to its results: means over seeds, and paired intervals over scenes.
 
 A question's score is its mean over the seeds that are there; intervals resample scenes (`training.metrics_intervals`),
-so they tell how far the test scenes carry, not how far seeds differ: the seeds' own figures stand beside them.
+so they tell how far the test scenes carry, not how far seeds differ: the seeds' own figures stand beside them. Two
+models are compared on the seeds that both have.
 """
 
 import json
@@ -37,33 +38,44 @@ def collect(root: Path, seeds: Sequence[int], variants: Sequence[str]) -> dict[s
         for name, of in folders.items()
     }
     models = {name: summary(of) for name, of in there.items() if of}
-    blind = scores_of(there.get("blind", []), "evaluation", "text_only")
+    blind = there.get("blind", [])
     report: dict[str, Any] = {
         "models": models,
         "split_hash": next(iter(models.values()))["split_hash"] if models else None,
         "pretraining": training(root / "common"),
     }
     report["sighted_minus_trained_blind"] = {
-        name: differences(scores_of(of, "evaluation", "sighted"), blind)
+        name: found
         for name, of in there.items()
-        if of and blind and name != "blind"
+        if name != "blind" and (found := compared(of, "sighted", blind, "text_only"))
     }
-    ours = there.get("smoldriver", [])
+    ours, baseline = there.get("smoldriver", []), there.get("smolvlm-ft", [])
     if ours:
-        sighted = scores_of(ours, "evaluation", "sighted")
         report["smoldriver_minus"] = {
-            name: differences(sighted, scores_of(of, "evaluation", "sighted"))
+            name: found
             for name, of in there.items()
-            if of and name not in ("smoldriver", "blind")
+            if name not in ("smoldriver", "blind") and (found := compared(ours, "sighted", of, "sighted"))
         }
-        baseline = scores_of(there.get("smolvlm-ft", []), "evaluation", "sighted")
         budgets = sorted(int(name.partition("@")[2]) for name in controls_of(ours[0]) if "@" in name)
         report["smoldriver_at_budget_minus_smolvlm_ft"] = {
-            str(budget): differences(scores_of(ours, "evaluation", f"sighted@{budget}"), baseline)
+            str(budget): found
             for budget in budgets
-            if baseline
+            if (found := compared(ours, f"sighted@{budget}", baseline, "sighted"))
         }
     return report
+
+
+def compared(one: Sequence[Path], control: str, other: Sequence[Path], other_control: str) -> dict[str, Any]:
+    """Intervals of one model's runs minus another's, on the seeds that both have; empty if there is none.
+
+    The pre-trained SmolVLM has one run for all seeds, whose folder lies beside those of the seeds.
+    """
+    seeds = {folder.parent for folder in one} & {folder.parent for folder in other}
+    if seeds:
+        one, other = ([folder for folder in of if folder.parent in seeds] for of in (one, other))
+    elif not {"smolvlm"} & {folder.name for folder in (*one, *other)}:
+        return {}
+    return differences(scores_of(one, "evaluation", control), scores_of(other, "evaluation", other_control))
 
 
 def summary(folders: Sequence[Path]) -> dict[str, Any]:

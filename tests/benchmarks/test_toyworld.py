@@ -82,9 +82,14 @@ def test_figures_follow_from_predictions(tmp_path):
     assert report["models"]["blind"]["perception"]["estimate"] == pytest.approx(1 / 3)  # its answers without images
     gap = report["sighted_minus_trained_blind"]["smoldriver"]["perception"]
     assert gap["estimate"] == pytest.approx(1 / 2) and gap["scenes"] == 2
-    assert report["smoldriver_minus"]["smolvlm-ft"]["perception"]["estimate"] == pytest.approx(1 / 6)
+    assert report["smoldriver_minus"]["smolvlm-ft"]["perception"]["estimate"] == pytest.approx(1 / 3)  # of seed 0
     assert report["smoldriver_at_budget_minus_smolvlm_ft"]["1"]["perception"]["estimate"] == pytest.approx(0)
     assert "no-transfer" not in report["models"]
+    write_evaluation(tmp_path / "smolvlm" / "evaluation", {"sighted": blind}, ["blind"])  # one run for all seeds
+    write_evaluation(tmp_path / "seed2" / "no-transfer" / "evaluation", {"sighted": half}, ["blind"])
+    both = collect(tmp_path, [0, 1, 2], ["smoldriver", "smolvlm", "blind", "no-transfer"])
+    assert both["smoldriver_minus"]["smolvlm"]["perception"]["estimate"] == pytest.approx(1 / 2)
+    assert "no-transfer" in both["models"] and "no-transfer" not in both["smoldriver_minus"]  # no seed in common
     text = tables.toyworld({**report, "command": "python -m benchmarks.toyworld"})
     assert "| **SmolDriver** | 96 | 83.3 (100.0 66.7) |" in text and "+50.0 [" in text
 
