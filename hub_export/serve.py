@@ -17,6 +17,7 @@ for another budget adds `"chat_template_kwargs": {"processor_kwargs": {"num_quer
 by their content and would hand one camera's visual tokens to another.
 """
 
+import logging
 import os
 import signal
 import subprocess
@@ -26,6 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+LOG = logging.getLogger(__name__)
 ENGINES = ("transformers", "vllm")
 PLUGIN = Path(__file__).with_name("vllm_plugin.py")
 
@@ -85,6 +87,7 @@ def serve_with_transformers(args: ServeArguments, non_blocking: bool = False) ->
         try:
             return await answer(handler, body, request_id)
         except (TemplateError, ValueError) as error:  # an unknown camera, one that comes twice, a budget beyond all
+            LOG.warning("request %s is answered by 400: %s", request_id, error, exc_info=error)
             raise HTTPException(status_code=400, detail=str(error)) from error
 
     ChatCompletionHandler.handle_request = answer_or_explain

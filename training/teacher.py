@@ -51,14 +51,16 @@ class Teacher:
         return whole_pictures(self.image_processor, paths)
 
     @torch.no_grad()
-    def features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(images, 3, height, width) → (images, places, width)."""
-        pixels = pixel_values.to(self.model.device, self.model.dtype)
-        return self.features_of(self.model.model.vision_model(pixel_values=pixels).last_hidden_state)
+    def seen(self, pixel_values: torch.Tensor | None = None, hidden: torch.Tensor | None = None) -> torch.Tensor:
+        """What the teacher makes of images, (images, places, width).
 
-    @torch.no_grad()
-    def features_of(self, hidden: torch.Tensor) -> torch.Tensor:
-        """What its tower puts out, (images, patches, vision_hidden) → (images, places, width)."""
+        Args:
+            pixel_values: (images, 3, height, width).
+            hidden: in their place what its tower puts out, (images, patches, vision_hidden).
+        """
+        if hidden is None:
+            pixels = pixel_values.to(self.model.device, self.model.dtype)
+            hidden = self.model.model.vision_model(pixel_values=pixels).last_hidden_state
         hidden = hidden.to(self.model.device, self.model.dtype)
         hidden = hidden[:, hidden.shape[1] - self.patches[0] * self.patches[1] :]  # a class token comes first
         return self.model.model.connector(hidden) if self.gives_tokens else hidden

@@ -18,7 +18,7 @@ kill: it goes on from the last whole checkpoint.
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,9 +26,6 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, Trainer, TrainingArguments
 from trl import TrlParser
 
@@ -37,12 +34,13 @@ from training.ablations import ablate
 from training.assemble import save_whole
 from training.baseline import build_features
 from training.callbacks import JsonlCallback, ProgressBar
-from training.collate import IGNORED, DrawBudgetsByEpoch, Example, SceneCollator
+from training.collate import DrawBudgetsByEpoch, SceneCollator
 from training.features import FeatureCache
-from training.rows import Rows, load_rows
-from training.teacher import Teacher, TeacherPrompts, pooling_weights, resampled
-
-FROZEN_PARTS = ("student.model.language_model.", "student.lm_head.")
+from training.rows import load_rows
+from training.teacher import Teacher, TeacherPrompts
+from training.transfer_model import TransferModel
+from training.transfer_targets import measured_targets, root_mean_square
+from training.transfer_trainer import TransferCollator, TransferTrainer, frames_of, spread
 
 
 @dataclass
@@ -70,242 +68,6 @@ class TransferArguments:
     eval_frames: int | None = field(default=None, metadata={"help": "Held-out frames to use; default: all."})
 
 
-@dataclass(frozen=True)
-class Targets:
-    """How features of the teacher become what the student is to put out.
-
-    Attributes:
-        side: side of the square of queries (pixel_shuffle), or None.
-        grid: of the teacher's features.
-        weights: (queries, places) of the averages (linear), or None.
-        mean: (cameras, queries, width), training mean of the target.
-        variance: mean square of a target's distance from that mean.
-        scale: what the student's output is divided by: the teacher's token norm, which is not part of the target,
-            because the student's tokens all have the norm that its connector's RMSNorm has learnt.
-    """
-
-    side: int | None
-    grid: tuple[int, int]
-    weights: torch.Tensor | None
-    mean: torch.Tensor | None = None
-    variance: float = 1.0
-    scale: float = 1.0
-
-    def raw(self, features: torch.Tensor) -> torch.Tensor:
-        """(images, places, width) → (images, queries, width)."""
-        if self.weights is not None:
-            return self.weights.to(features.device) @ features.float()
-        assert self.side is not None
-        return resampled(features.float(), self.grid, self.side)
-
-    def __call__(self, features: torch.Tensor) -> torch.Tensor:
-        target = self.raw(features)
-        return target if self.weights is None else target / _rms(target)
-
-
-def _rms(tokens: torch.Tensor) -> torch.Tensor:
-    return tokens.square().mean(-1, keepdim=True).sqrt().clamp(min=1e-12)
-
-
-class TransferModel(nn.Module):
-    """The student with the transfer's loss as its output, so that data-parallel wrappers see one forward."""
-
-    def __init__(self, student: PreTrainedModel, targets: Targets, answer_distillation: float):
-        super().__init__()
-        self.student = student
-        self.targets = targets
-        self.answer_distillation = answer_distillation
-        self.register_state_dict_post_hook(_without_language_model)
-        self.register_load_state_dict_post_hook(_language_model_is_not_missing)
-
-    def outputs(self, camera_ids: torch.Tensor, num_queries: int, **vision) -> torch.Tensor:
-        """What is compared with the target, (images, queries, width), in the order of the images."""
-        with self._query_outputs(camera_ids) as seen:
-            tokens = self.student.get_image_features(
-                camera_ids=camera_ids, num_queries=num_queries, return_dict=True, **vision
-            ).pooler_output
-        return self._comparable(tokens, seen)
-
-    @contextmanager
-    def _query_outputs(self, camera_ids: torch.Tensor) -> Iterator[list[torch.Tensor]]:
-        """Catches what the Q-Formers hand to the connector, back in the order of the images."""
-        seen: list[torch.Tensor] = []
-        order = camera_ids.argsort(stable=True).argsort()  # the projector groups images by camera
-        connector = self.student.model.multi_modal_projector.connector
-        handle = connector.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][order]))
-        try:
-            yield seen
-        finally:
-            handle.remove()
-
-    def _comparable(self, tokens: torch.Tensor, seen: list[torch.Tensor]) -> torch.Tensor:
-        return (tokens if self.targets.weights is not None else seen[-1]).float() / self.targets.scale
-
-    def forward(
-        self,
-        camera_ids: torch.Tensor,
-        target: torch.Tensor,
-        num_queries: int,
-        text: Mapping[str, torch.Tensor] | None = None,
-        teacher_logits: torch.Tensor | None = None,
-        **vision,
-    ) -> dict[str, torch.Tensor]:
-        """`loss`, and its parts `alignment` and, with text, `divergence`."""
-        if text is None:
-            output = self.outputs(camera_ids, num_queries, **vision)
-        else:
-            labels = text["labels"]
-            with self._query_outputs(camera_ids) as seen:
-                student = self.student(
-                    input_ids=text["input_ids"], attention_mask=text["attention_mask"], camera_ids=camera_ids, **vision
-                )
-            output = self._comparable(student.image_hidden_states, seen)
-        error = (output - target[:, : output.shape[1]]).square().mean()
-        losses = {"alignment": error / self.targets.variance}
-        losses["loss"] = losses["alignment"]
-        if text is not None:
-            logits = student.logits[:, :-1][labels[:, 1:] != IGNORED]  # (answer tokens, vocab)
-            losses["divergence"] = divergence(logits, teacher_logits)
-            losses["loss"] = losses["loss"] + self.answer_distillation * losses["divergence"]
-        return losses
-
-
-def _without_language_model(module: nn.Module, state: dict[str, torch.Tensor], prefix: str, metadata: dict) -> None:
-    """Checkpoints hold what can change; the language model is the student's own."""
-    for name in [name for name in state if name.startswith(tuple(prefix + part for part in FROZEN_PARTS))]:
-        del state[name]
-
-
-def _language_model_is_not_missing(module: nn.Module, keys: Any) -> None:
-    keys.missing_keys[:] = [name for name in keys.missing_keys if not any(part in name for part in FROZEN_PARTS)]
-
-
-def divergence(logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
-    """Kullback-Leibler divergence of the student's from the teacher's distribution, mean over (tokens, vocab) rows.
-
-    Vocabularies may be padded to different sizes; tokens that only one of them has are left out.
-    """
-    size = min(logits.shape[-1], teacher_logits.shape[-1])
-    student = logits[..., :size].float().log_softmax(-1)
-    teacher = teacher_logits[..., :size].float().log_softmax(-1)
-    return nn.functional.kl_div(student, teacher, log_target=True, reduction="batchmean")
-
-
-class TransferCollator:
-    """Frames → the student's images, a budget, the teacher's pixels or features, and a question each if answers are
-    distilled.
-
-    Args:
-        scenes: collator of the student; its budgets and epoch are used.
-        teacher: the teacher.
-        features: what the teacher's tower puts out, cached, in place of its pixels.
-        prompts: the teacher's prompts, to distil answers.
-    """
-
-    def __init__(
-        self,
-        scenes: SceneCollator,
-        teacher: Teacher,
-        features: Mapping[str, torch.Tensor] | None = None,
-        prompts: TeacherPrompts | None = None,
-    ):
-        self.scenes = scenes
-        self.teacher = teacher
-        self.features = features
-        self.prompts = prompts
-
-    def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
-        if self.prompts is not None:  # another question of the frame in every epoch
-            epoch = self.scenes.epoch
-            examples = [
-                {**example, "pairs": [example["pairs"][epoch % len(example["pairs"])]]} for example in examples
-            ]
-        shown = [self.scenes.shown(example) for example in examples]
-        paths = [path for scene in shown for path in scene.values()]
-        num_queries = self.scenes.draw_budget(examples)
-        batch: dict[str, Any] = {
-            **self.scenes.vision(examples, num_queries),
-            "num_queries": num_queries,
-            "images_per_frame": torch.tensor([len(scene) for scene in shown]),
-        }
-        if self.features is None:
-            batch["teacher_pixels"] = self.teacher.pixels(paths)
-        else:
-            batch["teacher_hidden"] = torch.stack([self.features[path] for path in paths])
-        if self.prompts is not None:
-            batch["text"] = self.scenes.text(examples, num_queries)
-            labels = batch["text"]["labels"]
-            batch["teacher_prompts"] = [
-                self.prompts.ids(example["pairs"][0][0], len(scene))
-                for example, scene in zip(examples, shown, strict=True)
-            ]
-            batch["answers"] = [row[row != IGNORED].tolist() for row in labels]
-        return batch
-
-
-class TransferTrainer(Trainer):
-    """A Trainer whose batches get the teacher's view, and whose evaluation is held-out R² per budget."""
-
-    def __init__(self, *args, teacher: Teacher, eval_collator: TransferCollator, budgets: list[int], **kwargs):
-        super().__init__(*args, **kwargs)
-        self.teacher = teacher
-        self.eval_collator = eval_collator
-        self.budgets = budgets
-        self.model_accepts_loss_kwargs = False  # the loss is a mean over images, not over labels
-        teacher.model.to(self.args.device)
-
-    def _teacher_features(self, inputs: dict[str, Any]) -> torch.Tensor:
-        if "teacher_hidden" in inputs:
-            return self.teacher.features_of(inputs.pop("teacher_hidden"))
-        return self.teacher.features(inputs.pop("teacher_pixels"))
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        targets = self.accelerator.unwrap_model(model).targets
-        features = self._teacher_features(inputs)
-        inputs.pop("images_per_frame")
-        if "text" in inputs:
-            prompts, answers = inputs.pop("teacher_prompts"), inputs.pop("answers")
-            inputs["teacher_logits"] = self.teacher.answer_logits(prompts, answers, features)
-        losses = model(target=targets(features), **inputs)
-        if not torch.isfinite(losses["loss"].detach()):
-            raise FloatingPointError(
-                f"the loss is {losses['loss'].item()} in step {self.state.global_step + 1}; checkpoints before "
-                f"it stay in {self.args.output_dir}. Lower the learning rate or clip gradients (max_grad_norm)"
-            )
-        return (losses["loss"], losses) if return_outputs else losses["loss"]
-
-    @torch.no_grad()
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """Held-out R² per budget, `{prefix}_r2_{budget}`, over all frames of the evaluation set."""
-        model = self.accelerator.unwrap_model(self.model)
-        targets, budgets = model.targets, torch.tensor(self.budgets, device=self.args.device) - 1
-        loader = DataLoader(
-            self.eval_dataset, batch_size=self.args.per_device_eval_batch_size, collate_fn=self.eval_collator
-        )
-        training, sums = model.training, []
-        model.eval()
-        bar = tqdm(self.accelerator.prepare(loader), desc="Held-out R²", disable=not self.is_world_process_zero())
-        for batch in bar:
-            inputs = self._prepare_inputs(batch)
-            target = targets(self._teacher_features(inputs))
-            frames = inputs.pop("images_per_frame").tolist()
-            camera_ids = inputs["camera_ids"]
-            output = model.outputs(**inputs)
-            mean = targets.mean.to(target.device)[camera_ids]
-            errors = torch.stack([(output - target).square(), (mean - target).square()])  # (2, images, queries, width)
-            errors = errors.double().sum(-1).cumsum(-1)[..., budgets]  # (2, images, budgets)
-            per_frame = torch.stack([part.sum(1) for part in errors.split(frames, dim=1)])  # (frames, 2, budgets)
-            sums.append(self.accelerator.gather_for_metrics(per_frame).sum(0))
-        model.train(training)
-        model_error, mean_error = torch.stack(sums).sum(0).tolist()
-        r2 = {
-            f"{metric_key_prefix}_r2_{budget}": 1 - error / total
-            for budget, error, total in zip(self.budgets, model_error, mean_error, strict=True)
-        }
-        self.log(dict(r2))  # which adds the epoch
-        return r2
-
-
 def check_arguments(args: TransferArguments, student: PreTrainedModel, teacher: Teacher) -> list[int]:
     """The budgets, once everything fits.
 
@@ -329,62 +91,6 @@ def check_arguments(args: TransferArguments, student: PreTrainedModel, teacher: 
     if not args.num_queries or not all(1 <= budget <= config.max_queries for budget in args.num_queries):
         raise ValueError(f"num_queries must lie between 1 and {config.max_queries}; got {args.num_queries}")
     return sorted(set(args.num_queries))
-
-
-def frames_of(rows: Rows, cameras: Sequence[str], with_questions: bool) -> list[Example]:
-    """One example per frame that has an image of the cameras (and a question to distil)."""
-    examples: list[Example] = []
-    for frame, questions in rows.frames():
-        images = {camera: frame["images"][camera] for camera in cameras if camera in frame["images"]}
-        pairs = [(row["question"], row["answer"]) for row in questions if row["answer"].strip()]
-        if images and (pairs or not with_questions):
-            examples.append({"images": images, "pairs": pairs if with_questions else []})
-    if not examples:
-        raise ValueError(f"{rows.path} split {rows.split!r} has no frame with images of {list(cameras)}")
-    return examples
-
-
-def spread(items: list[Example], count: int | None) -> list[Example]:
-    """Up to `count` items, evenly over the list."""
-    if count is None or count >= len(items):
-        return items
-    return [items[i * len(items) // count] for i in range(count)]
-
-
-@torch.no_grad()
-def measured_targets(
-    teacher: Teacher, student: PreTrainedModel, examples: list[Example], collator: TransferCollator, batch_size: int
-) -> Targets:
-    """The target's form, and its mean per camera, variance and scale over training frames."""
-    config = student.config
-    side = None if teacher.gives_tokens else round(config.max_queries**0.5)
-    weights = pooling_weights(config.max_queries, teacher.grid) if teacher.gives_tokens else None
-    targets = Targets(side, teacher.grid, weights)
-
-    shape = (len(config.cameras), config.max_queries, teacher.width)
-    total, square, norm, counts = torch.zeros(shape, dtype=torch.double), 0.0, 0.0, torch.zeros(shape[0])
-    for start in tqdm(range(0, len(examples), batch_size), desc="Teacher statistics", leave=False):
-        scenes = [collator.scenes.shown(example) for example in examples[start : start + batch_size]]
-        paths = [path for scene in scenes for path in scene.values()]
-        camera_ids = torch.tensor([config.cameras.index(camera) for scene in scenes for camera in scene])
-        if collator.features is None:
-            features = teacher.features(teacher.pixels(paths)).cpu()
-        else:
-            features = teacher.features_of(torch.stack([collator.features[path] for path in paths])).cpu()
-        target = targets(features).double()
-        total.index_add_(0, camera_ids, target)
-        square += target.square().sum().item()
-        norm += _rms(targets.raw(features)).double().sum().item()
-        counts += torch.bincount(camera_ids, minlength=shape[0])
-    number = counts.sum()
-    seen = (counts > 0)[:, None, None]
-    means = torch.where(seen, total / counts.clamp(min=1)[:, None, None], total.sum(0) / number)
-    explained = (means.square().sum((1, 2)) * counts).sum().item()
-    variance = (square - explained) / (number.item() * shape[1] * shape[2])
-    if not variance > 0:
-        raise ValueError(f"the teacher's features do not vary over {len(examples)} frames; there is nothing to learn")
-    scale = norm / (number.item() * shape[1]) if teacher.gives_tokens else 1.0
-    return Targets(side, teacher.grid, weights, means.float(), variance, scale)
 
 
 def main(args: TransferArguments, config: TrainingArguments) -> Path:
@@ -435,7 +141,7 @@ def main(args: TransferArguments, config: TrainingArguments) -> Path:
     targets = measured_targets(teacher, student, sample, eval_collator, config.per_device_eval_batch_size)
     if teacher.gives_tokens:  # the student's tokens start with the teacher's norm
         weight = student.model.multi_modal_projector.connector.scale_norm.weight.data
-        weight.mul_(targets.scale / _rms(weight))
+        weight.mul_(targets.scale / root_mean_square(weight))
 
     trainer = TransferTrainer(
         model=TransferModel(student, targets, args.answer_distillation),

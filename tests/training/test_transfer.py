@@ -25,7 +25,10 @@ from smoldriver_hf.projector_smoldriver import grid_points, spread_points
 from training.collate import SceneCollator
 from training.rows import QUESTION_SCHEMA
 from training.teacher import Teacher, TeacherPrompts, pooling_weights, resampled
-from training.transfer import Targets, TransferArguments, TransferCollator, TransferModel, divergence, main
+from training.transfer import TransferArguments, main
+from training.transfer_model import TransferModel, divergence
+from training.transfer_targets import Targets
+from training.transfer_trainer import TransferCollator
 
 TEACHER_VISION = {
     "hidden_size": 32,
@@ -116,12 +119,12 @@ def test_the_teachers_features_are_its_own(teacher_folder):
     tokens = Teacher(teacher_folder, "linear")
     patches = Teacher(teacher_folder, "pixel_shuffle")
     expected = tokens.model.model.get_image_features(pixels[None])
-    torch.testing.assert_close(tokens.features(pixels), torch.stack(expected.pooler_output).view(2, 9, 32))
-    torch.testing.assert_close(patches.features(pixels), expected.last_hidden_state)
+    torch.testing.assert_close(tokens.seen(pixels), torch.stack(expected.pooler_output).view(2, 9, 32))
+    torch.testing.assert_close(patches.seen(pixels), expected.last_hidden_state)
     assert (tokens.grid, patches.grid) == ((3, 3), (6, 6))
     assert tokens.fingerprint() != patches.fingerprint()
     hidden = tokens.model.model.vision_model(pixel_values=pixels).last_hidden_state
-    torch.testing.assert_close(tokens.features_of(hidden), tokens.features(pixels))
+    torch.testing.assert_close(tokens.seen(hidden=hidden), tokens.seen(pixels))
 
 
 def test_idefics3_is_a_teacher_and_others_are_not(tmp_path):
@@ -274,7 +277,7 @@ def test_divergence_is_that_of_the_answers(tmp_path, teacher_folder):
     assert ids[0].count(3) == 2 * 9
     answers = [[70, 71, 2], [72, 2]]
     pixels = torch.randn(3, 3, 24, 24)
-    logits = teacher.answer_logits(ids, answers, teacher.features(pixels))
+    logits = teacher.answer_logits(ids, answers, teacher.seen(pixels))
     row = torch.tensor([ids[0] + answers[0]])
     own = teacher.model(input_ids=row, pixel_values=pixels[None, :2]).logits[0, len(ids[0]) - 1 : -1]
     torch.testing.assert_close(logits[:3], own, atol=1e-5, rtol=1e-4)
@@ -282,7 +285,7 @@ def test_divergence_is_that_of_the_answers(tmp_path, teacher_folder):
     own = teacher.model(input_ids=row, pixel_values=pixels[None, 2:]).logits[0, len(ids[1]) - 1 : -1]
     torch.testing.assert_close(logits[3:], own, atol=1e-5, rtol=1e-4)
     patches = Teacher(teacher_folder, "pixel_shuffle")
-    torch.testing.assert_close(patches.answer_logits(ids, answers, patches.features(pixels)), logits)
+    torch.testing.assert_close(patches.answer_logits(ids, answers, patches.seen(pixels)), logits)
 
     assert divergence(logits, logits) == pytest.approx(0, abs=1e-6)
     other = torch.randn(5, logits.shape[1] - 3)
