@@ -118,7 +118,14 @@ def main(args: DemoArguments) -> Path:
         show(before, ask_held_out(export, evaluation, answers), report, 0.0)
         return report
     results = toyworld.main(
-        ToyworldArguments(str(root), str(file), [0], args.recipe, quick=True, brief=True, only=list(SHOWN_MODELS))
+        ToyworldArguments(
+            output_dir=str(root),
+            output=str(file),
+            recipe=args.recipe,
+            quick=True,
+            brief=True,
+            only=list(SHOWN_MODELS),
+        )
     )
     trained, baseline = evaluation.parent, root / "seed0" / "smolvlm-ft"
     once(

@@ -62,6 +62,13 @@ ABLATIONS = {
     "untrained-queries": "queries never trained",
     "no-transfer": "no knowledge transfer",
 }
+CONTROLS = {
+    "drop_relevant": "no image of the camera that the question names",
+    "permuted": "the images of other cameras, moved around among the six",
+    "swap_left_right": "left cameras' images as the right ones', and the other way round",
+    "paraphrase": "the question in other words",
+    "absent_object": "questions about what is not there, new ones",
+}
 
 
 def percent(value: float | None) -> str:
@@ -106,7 +113,16 @@ def toyworld(run: dict[str, Any]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     ours = models.get("smoldriver")
     if ours:
-        lines += ["", *_budgets(run, ours), "", *_ablations(run, models)]
+        lines += [
+            "",
+            *_budgets(run, ours),
+            "",
+            *_ablations(run, models),
+            "",
+            *_controls(ours),
+            "",
+            *_corruptions(ours),
+        ]
     seeds = max(model["seeds"] for model in models.values())
     lines += [
         "",
@@ -154,6 +170,44 @@ def _ablations(run: dict[str, Any], models: dict[str, Any]) -> list[str]:
             gap(run["smoldriver_minus"][name]["perception"]) if name in run["smoldriver_minus"] else "",
         ]
         lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _controls(ours: dict[str, Any]) -> list[str]:
+    """What becomes of the answers when the images or the questions are not what they were."""
+    there = {name: title for name, title in CONTROLS.items() if name in ours["controls"]}
+    if not there:
+        return []
+    lines = [
+        "| SmolDriver is given | perception % | minus true images, same questions | all % | minus true images |",
+        "|---|---|---|---|---|",
+    ]
+    for name, title in there.items():
+        found = ours["controls"][name]
+        gaps = found["minus_sighted"]
+        cells = [title]
+        for group in ("perception", "accuracy"):
+            cells += [percent(found[group]), gap(gaps[group]) if group in gaps else "–"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _corruptions(ours: dict[str, Any]) -> list[str]:
+    """Perception over severities."""
+    found = ours.get("corruptions")
+    if not found:
+        return []
+    names = [name.split(":")[1:] for name in found if name.startswith("corrupt:")]
+    severities = sorted({severity for _, severity in names})
+    lines = [
+        f"| corrupted images, perception % ({percent(found['sighted']['perception'])} without) | "
+        + " | ".join(f"severity {severity}" for severity in severities)
+        + " |",
+        "|" + "---|" * (len(severities) + 1),
+    ]
+    for kind in dict.fromkeys(kind for kind, _ in names):
+        cells = [percent(found[f"corrupt:{kind}:{severity}"]["perception"]) for severity in severities]
+        lines.append(f"| {' | '.join([kind.replace('_', ' '), *cells])} |")
     return lines
 
 

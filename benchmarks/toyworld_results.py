@@ -102,14 +102,29 @@ def summary(folders: Sequence[Path]) -> dict[str, Any]:
         },
         "by_category": averaged([item["results"][own]["by_category"] for item in metrics]),
         "by_type": averaged([item["results"][own]["by_type"] for item in metrics]),
-        "controls": {control: means(scores_of(folders, "evaluation", control)) for control in controls_of(folders[0])},
+        "controls": controls(folders, "evaluation"),
         "training": [stages for folder in folders if (stages := training(folder))],
     }
     for name in ("unseen", "corruptions"):
         done = [folder for folder in folders if (folder / name / "metrics.json").is_file()]
         if done:
-            found[name] = {control: means(scores_of(done, name, control)) for control in controls_of(done[0], name)}
+            found[name] = controls(done, name)
     return without_nan(found)
+
+
+def controls(folders: Sequence[Path], evaluation: str) -> dict[str, dict[str, Any]]:
+    """Each control's figures over the runs that were asked it, and its difference from true images.
+
+    The difference is on the questions that both were asked, of those runs; a control with questions of its own has
+    none.
+    """
+    found = {}
+    for control in controls_of(folders[0], evaluation):
+        asked = [folder for folder in folders if control_file(folder / evaluation, control).is_file()]
+        scores = scores_of(asked, evaluation, control)
+        minus = differences(scores, scores_of(asked, evaluation, "sighted"))
+        found[control] = {**means(scores), "seeds": len(asked), "minus_sighted": minus}
+    return found
 
 
 def scores_of(folders: Sequence[Path], evaluation: str, control: str) -> Scores:

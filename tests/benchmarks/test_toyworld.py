@@ -70,6 +70,7 @@ def test_figures_follow_from_predictions(tmp_path):
     sees, half, blind = [True] * 6, [True, True, False] * 2, [True, False, False] * 2
     for seed, answers in ((0, sees), (1, half)):
         found = {"sighted": answers, "sighted@1": half, "black": blind}
+        found |= {"permuted": blind} if seed == 0 else {}  # controls that the first seed alone is asked
         write_evaluation(tmp_path / f"seed{seed}" / "smoldriver" / "evaluation", found, ["blind"])
         write_evaluation(
             tmp_path / f"seed{seed}" / "blind" / "evaluation", {"sighted": half, "text_only": blind}, ["text_only"]
@@ -85,12 +86,17 @@ def test_figures_follow_from_predictions(tmp_path):
     assert report["smoldriver_minus"]["smolvlm-ft"]["perception"]["estimate"] == pytest.approx(1 / 3)  # of seed 0
     assert report["smoldriver_at_budget_minus_smolvlm_ft"]["1"]["perception"]["estimate"] == pytest.approx(0)
     assert "no-transfer" not in report["models"]
+    moved = ours["controls"]["permuted"]
+    assert moved["seeds"] == 1 and moved["perception"] == pytest.approx(1 / 3)
+    assert moved["minus_sighted"]["perception"]["estimate"] == pytest.approx(-2 / 3)  # of the same run
+    assert ours["controls"]["black"]["seeds"] == 2
     write_evaluation(tmp_path / "smolvlm" / "evaluation", {"sighted": blind}, ["blind"])  # one run for all seeds
     write_evaluation(tmp_path / "seed2" / "no-transfer" / "evaluation", {"sighted": half}, ["blind"])
     both = collect(tmp_path, [0, 1, 2], ["smoldriver", "smolvlm", "blind", "no-transfer"])
     assert both["smoldriver_minus"]["smolvlm"]["perception"]["estimate"] == pytest.approx(1 / 2)
     assert "no-transfer" in both["models"] and "no-transfer" not in both["smoldriver_minus"]  # no seed in common
     text = tables.toyworld({**report, "command": "python -m benchmarks.toyworld"})
+    assert "moved around among the six | 33.3 | -66.7 [" in text
     assert "| **SmolDriver** | 96 | 83.3 (100.0 66.7) |" in text and "+50.0 [" in text
 
 
