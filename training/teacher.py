@@ -57,8 +57,13 @@ class Teacher:
         Args:
             pixel_values: (images, 3, height, width).
             hidden: in their place what its tower puts out, (images, patches, vision_hidden).
+
+        Raises:
+            ValueError: neither is given.
         """
         if hidden is None:
+            if pixel_values is None:
+                raise ValueError("a teacher is shown pixel_values or hidden; got neither")
             pixels = pixel_values.to(self.model.device, self.model.dtype)
             hidden = self.model.model.vision_model(pixel_values=pixels).last_hidden_state
         hidden = hidden.to(self.model.device, self.model.dtype)

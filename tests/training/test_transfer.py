@@ -125,6 +125,8 @@ def test_the_teachers_features_are_its_own(teacher_folder):
     assert tokens.fingerprint() != patches.fingerprint()
     hidden = tokens.model.model.vision_model(pixel_values=pixels).last_hidden_state
     torch.testing.assert_close(tokens.seen(hidden=hidden), tokens.seen(pixels))
+    with pytest.raises(ValueError, match="got neither"):
+        tokens.seen()
 
 
 def test_idefics3_is_a_teacher_and_others_are_not(tmp_path):
