@@ -128,7 +128,7 @@ def toyworld(run: dict[str, Any]) -> str:
         "",
         f"Right answers on {ours['questions'] if ours else 0} questions about scenes that no model has seen; "
         f"{seeds} seed{'s' if seeds > 1 else ''}, each one's own figure in brackets; two models are compared on the "
-        "seeds that both have; square brackets: 95 % intervals "
+        "seeds that both have (ablations and changed images or questions: the first); square brackets: 95 % intervals "
         "over scenes. BERTScore with MiniLM, "
         f"not comparable with other encoders'. Command: `{run['command'].strip()}`; split {run['split_hash'][:12]}.",
     ]
