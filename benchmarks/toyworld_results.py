@@ -118,11 +118,14 @@ def controls(folders: Sequence[Path], evaluation: str) -> dict[str, dict[str, An
     The difference is on the questions that both were asked, of those runs; a control with questions of its own has
     none.
     """
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
+    sighted: dict[tuple[Path, ...], Scores] = {}  # all controls of the same runs stand beside the same answers
     for control in controls_of(folders[0], evaluation):
-        asked = [folder for folder in folders if control_file(folder / evaluation, control).is_file()]
+        asked = tuple(folder for folder in folders if control_file(folder / evaluation, control).is_file())
+        if asked not in sighted:
+            sighted[asked] = scores_of(asked, evaluation, "sighted")
         scores = scores_of(asked, evaluation, control)
-        minus = differences(scores, scores_of(asked, evaluation, "sighted"))
+        minus = differences(scores, sighted[asked])
         found[control] = {**means(scores), "seeds": len(asked), "minus_sighted": minus}
     return found
 
