@@ -45,7 +45,7 @@ from training.run import ROOT, read_recipe
 COMMON = ("toyworld", "prepare", "pictures", "prepare_pictures", "prepare_documents", "toybase")
 PRETRAIN = ("align", "pretrain")
 SMOLDRIVER = ("assemble", "transfer", "heal", "adapt", "merge")
-TRAINED = ("transfer", "heal", "adapt")
+TRAINED = ("transfer", "heal")  # what trains the projector: `adapt` leaves it as `heal` made it
 UNSEEN = {"weathers": ["fog"], "scenes": 60, "seed": 2}  # the recipe's worlds have no fog
 VARIANTS: dict[str, tuple[tuple[str, ...], dict[str, dict[str, Any]]]] = {
     "smoldriver": (SMOLDRIVER, {}),

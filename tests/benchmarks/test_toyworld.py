@@ -40,6 +40,8 @@ def test_a_variant_differs_in_nothing_but_its_changes(variant, tmp_path):
         changed = {key for key in recipe[stage] if recipe[stage][key] != whole[stage].get(key)} - ours
         assert changed == set(changes.get(stage, {}))
         assert recipe[stage].get("seed", 7) == 7
+        if changed & {"shared_qformer", "keep_frozen"}:  # where the projector is frozen they would change nothing
+            assert recipe[stage].get("projector", "full") == "full"
     planned = plan(recipe, Path(recipe["output_dir"]), recipe["data"])
     assert list(planned) == [stage for stage in whole if stage in stages]
 
