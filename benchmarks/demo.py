@@ -26,7 +26,7 @@ from training.rows import load_rows
 from training.run import ROOT, read_recipe
 
 SHOWN_MODELS = {"smoldriver": "SmolDriver", "smolvlm-ft": "SmolVLM fine-tuned", "blind": "blind, trained alike"}
-SHOWN = 8  # questions of the held-out scene
+SHOWN = 12  # at most so many questions of the held-out scene
 
 
 @dataclass
@@ -48,13 +48,21 @@ def once(done: Path, title: str, *words: str) -> None:
         raise RuntimeError(f"python {shlex.join(words)} did not write {done}")
 
 
-def ask_held_out(export: Path, evaluation: Path, answers: Path) -> list[dict[str, Any]]:
-    """Ask the exported folder, in a process that cannot import this project, about a scene of the test split."""
+def predictions(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+
+
+def ask_held_out(export: Path, evaluation: Path, blind_evaluation: Path, answers: Path) -> list[dict[str, Any]]:
+    """Ask the exported folder, in a process that cannot import this project, about a scene of the test split.
+
+    The blind model's answers to the same questions stand beside, from its evaluation.
+    """
     if answers.exists():
         return json.loads(answers.read_text())
-    rows = [json.loads(line) for line in (evaluation / "sighted" / "predictions.jsonl").read_text().splitlines()]
+    rows = predictions(evaluation / "sighted")
     scene = rows[0]["scene_token"]
-    shown = [row for row in rows if row["scene_token"] == scene and row["category"] == "perception"][:SHOWN]
+    shown = [row for row in rows if row["scene_token"] == scene][:SHOWN]
+    blind = {row["question_id"]: row["answer"] for row in predictions(blind_evaluation / "text_only")}
     images = held_out_images(evaluation, scene)
     command = [sys.executable, "-I", str(ROOT / "smoldriver_hf" / "__main__.py"), "ask", "--checkpoint", str(export)]
     for camera, path in images.items():
@@ -66,7 +74,12 @@ def ask_held_out(export: Path, evaluation: Path, answers: Path) -> list[dict[str
         raise RuntimeError(f"asking failed: {done.stderr[-2000:]}")
     said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     result = [
-        {"question": row["question"], "reference": row["reference"], "answer": answer["answer"]}
+        {
+            "question": row["question"],
+            "reference": row["reference"],
+            "answer": answer["answer"],
+            "blind_answer": blind[row["question_id"]],
+        }
         for row, answer in zip(shown, said, strict=True)
     ]
     answers.write_text(json.dumps(result, indent=1) + "\n")
@@ -84,12 +97,19 @@ def show(results: dict[str, Any], answers: list[dict[str, Any]], report: Path, m
     """The numbers and answers, for a terminal."""
     blind = results["models"]["blind"]
     print(f"\nA held-out scene, asked of the exported folder ({report.parent / 'export'}):")
+    right_answers = {"answer": 0, "blind_answer": 0}
     for row in answers:
+        for key in right_answers:
+            right_answers[key] += answer_correct(row["question"], row["reference"], row[key])
         right = answer_correct(row["question"], row["reference"], row["answer"])
         print(
             f"  {'✓' if right else '✗'} {row['question']}\n      {row['answer']}"
             + ("" if right else f"   (is: {row['reference']})")
         )
+    print(
+        f"{right_answers['answer']} of these {len(answers)} are right; the blind model's are in "
+        f"{right_answers['blind_answer']}."
+    )
     print(f"\n{'answered right':34} {'perception':>10} {'all':>7} {'visual tokens':>14}")
     for name, title in SHOWN_MODELS.items():
         model = results["models"][name]
@@ -97,11 +117,14 @@ def show(results: dict[str, Any], answers: list[dict[str, Any]], report: Path, m
             f"{title:34} {model['perception']['estimate']:10.1%} {model['accuracy']['estimate']:7.1%} "
             f"{model['visual_tokens_per_scene']:14.0f}"
         )
-    gap = results["sighted_minus_trained_blind"]["smoldriver"]["perception"]
+    gaps = results["sighted_minus_trained_blind"]["smoldriver"]
+    perception, every = (
+        f"{100 * gap['estimate']:+.1f} points [{100 * gap['low']:+.1f}, {100 * gap['high']:+.1f}]"
+        for gap in (gaps["perception"], gaps["accuracy"])
+    )
     print(
-        f"\nSmolDriver minus the blind control: {100 * gap['estimate']:+.1f} points on perception "
-        f"[{100 * gap['low']:+.1f}, {100 * gap['high']:+.1f}], on {blind['questions']} questions about "
-        f"{gap['scenes']} unseen scenes."
+        f"\nSmolDriver minus the blind control: {every}, on perception {perception}; {blind['questions']} questions "
+        f"about {gaps['accuracy']['scenes']} unseen scenes."
     )
     print(f"Everything, with pictures: {report}\n{minutes:.1f} minutes.")
 
@@ -112,10 +135,11 @@ def main(args: DemoArguments) -> Path:
     root = Path(args.output_dir).absolute()
     file, export, report = root / "results.json", root / "export", root / "report.html"
     evaluation, answers = root / "seed0" / "smoldriver" / "evaluation", root / "answers.json"
+    blind = root / "seed0" / "blind" / "evaluation"
     before = json.loads(file.read_text()) if report.exists() else None
     if before is not None and before["recipe"] == read_recipe(args.recipe)[1]:
         print("finished before")
-        show(before, ask_held_out(export, evaluation, answers), report, 0.0)
+        show(before, ask_held_out(export, evaluation, blind, answers), report, 0.0)
         return report
     results = toyworld.main(
         ToyworldArguments(
@@ -134,7 +158,7 @@ def main(args: DemoArguments) -> Path:
         *("-m", "hub_export", "build", "--checkpoint", str(trained / "merge")),
         *("--metrics", str(evaluation / "metrics.json"), "--out", str(export)),
     )
-    said = ask_held_out(export, evaluation, answers)
+    said = ask_held_out(export, evaluation, blind, answers)
     losses = [f"{name}={trained / name / 'metrics.jsonl'}" for name in ("transfer", "heal", "adapt")]
     losses.append(f"SmolVLM-FT={baseline / 'baseline' / 'metrics.jsonl'}")
     runs = (evaluation, baseline / "evaluation")

@@ -70,7 +70,7 @@ RESULTS = {"smolvlm-ft": "baseline/final", "blind": "blind/final"}  # others: me
 BUDGETS = (1, 2, 4, 8, 16)
 TEST_FRAMES = 50  # of the test split, chosen by hash
 QUICK_FRAMES = 30
-BRIEF_FRAMES = 12
+BRIEF_FRAMES = 20
 CORRUPTION_FRAMES = 15
 
 

@@ -8,6 +8,7 @@ The same command again does nothing if neither the file, the options nor the ima
     --coordinates normalised       <c1,CAM_BACK,0.680,0.553> instead of pixels of a 1600x900 image
     --coordinates none             without the questions that hold or ask for coordinates
     --categories perception behavior
+    --questions 'front|traffic'    only questions in which this regular expression finds something
     --split test                   everything in one split, for challenge files (their hidden answers stay empty)
     --verify_images                decode every image to find broken files (minutes for the full release)
 
@@ -25,6 +26,7 @@ by an option) and `noted` (kept, but suspicious).
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections import Counter, defaultdict
@@ -77,6 +79,9 @@ class PrepareArguments:
     categories: list[str] = field(
         default_factory=lambda: list(CATEGORIES), metadata={"help": "question categories to keep"}
     )
+    questions: str | None = field(
+        default=None, metadata={"help": "regular expression; questions in which it finds nothing are left out"}
+    )
     split: Literal["by_scene", "train", "validation", "test"] = field(
         default="by_scene", metadata={"help": "80/10/10 by scene, or one split for everything"}
     )
@@ -86,6 +91,11 @@ class PrepareArguments:
         unknown = [category for category in self.categories if category not in CATEGORIES]
         if unknown or not self.categories:
             raise ValueError(f"--categories takes some of {', '.join(CATEGORIES)}; got {self.categories}")
+        if self.questions is not None:
+            try:
+                re.compile(self.questions)
+            except re.error as error:
+                raise ValueError(f"--questions takes a regular expression; {self.questions!r}: {error}") from error
         for name in ("coordinates", "split"):
             allowed = get_args(get_type_hints(PrepareArguments)[name])
             if getattr(self, name) not in allowed:
@@ -320,6 +330,8 @@ def _loss(question: Question, args: PrepareArguments) -> tuple[str, str] | None:
         return "filtered", f"category {question.category}"
     if args.coordinates == "none" and uses_coordinates(question.question, question.answer):
         return "filtered", "coordinates"
+    if args.questions is not None and not re.search(args.questions, question.question):
+        return "filtered", "questions"
     return None
 
 

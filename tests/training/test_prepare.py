@@ -154,6 +154,20 @@ def test_coordinates_and_categories(world, tmp_path):
         prepare(*arguments, tmp_path / "x", categories=["percept"])
 
 
+def test_questions(world, tmp_path):
+    arguments = (world / "drivelm.json", world)
+
+    def asked(name, **options):
+        prepare(*arguments, tmp_path / name, **options)
+        return table(tmp_path / name, "questions")
+
+    every = {row["question"] for row in asked("all")}
+    kept = {row["question"] for row in asked("some", questions="^What")}
+    assert kept == {question for question in every if question.startswith("What")} and kept < every
+    with pytest.raises(ValueError, match="--questions takes a regular expression"):
+        prepare(*arguments, tmp_path / "x", questions="(")
+
+
 def test_hidden_answers(world, tmp_path):
     hidden = make_world(1, frames=1)
     for items in hidden["scene-0"]["key_frames"]["frame-0-0"]["QA"].values():
