@@ -97,19 +97,16 @@ def show(results: dict[str, Any], answers: list[dict[str, Any]], report: Path, m
     """The numbers and answers, for a terminal."""
     blind = results["models"]["blind"]
     print(f"\nA held-out scene, asked of the exported folder ({report.parent / 'export'}):")
-    right_answers = {"answer": 0, "blind_answer": 0}
-    for row in answers:
-        for key in right_answers:
-            right_answers[key] += answer_correct(row["question"], row["reference"], row[key])
-        right = answer_correct(row["question"], row["reference"], row["answer"])
+    ours, blinds = (
+        [answer_correct(row["question"], row["reference"], row[key]) for row in answers]
+        for key in ("answer", "blind_answer")
+    )
+    for row, right in zip(answers, ours, strict=True):
         print(
             f"  {'✓' if right else '✗'} {row['question']}\n      {row['answer']}"
             + ("" if right else f"   (is: {row['reference']})")
         )
-    print(
-        f"{right_answers['answer']} of these {len(answers)} are right; the blind model's are in "
-        f"{right_answers['blind_answer']}."
-    )
+    print(f"{sum(ours)} of these {len(answers)} are right; of the blind model's {sum(blinds)}.")
     print(f"\n{'answered right':34} {'perception':>10} {'all':>7} {'visual tokens':>14}")
     for name, title in SHOWN_MODELS.items():
         model = results["models"][name]
