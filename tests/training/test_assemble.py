@@ -68,6 +68,20 @@ def test_parts_arrive_unchanged(parts, tmp_path):
     assert torch.allclose(scale, text.get_input_embeddings().weight.std().expand_as(scale), rtol=1e-4)
 
 
+def test_the_first_layers_of_a_tower_are_its_own(parts, tmp_path):
+    names = {"vision": str(parts / "vision"), "text": str(parts / "text"), "max_queries": 4}
+    main(AssembleArguments(output_dir=str(tmp_path / "out"), vision_layers=1, **names))
+    kept = AutoModelForImageTextToText.from_pretrained(tmp_path / "out").model.vision_tower
+    whole = Dinov2Model.from_pretrained(parts / "vision")
+    assert kept.config.num_hidden_layers == 1 and kept.config.stage_names == ["stem", "stage1"]
+    assert all(torch.equal(value, whole.state_dict()[key]) for key, value in kept.state_dict().items())
+    pixels = torch.randn(1, 3, 28, 28)
+    after_one = whole(pixels, output_hidden_states=True).hidden_states[1]
+    torch.testing.assert_close(kept(pixels).last_hidden_state, whole.layernorm(after_one))
+    with pytest.raises(ValueError, match="vision_layers must lie between 1 and .* num_hidden_layers, 2; got 3"):
+        main(AssembleArguments(output_dir=str(tmp_path / "other"), vision_layers=3, **names))
+
+
 @pytest.mark.parametrize("own_tower", [True, False])
 def test_smolvlm_keeps_its_text_head_and_connector(parts, tmp_path, own_tower):
     main(
@@ -124,6 +138,7 @@ def test_missing_weight_is_an_error(parts, tmp_path):
         ({}, "name the parts"),
         ({"smolvlm": "x", "text": "y"}, "brings its own language model"),
         ({"vision": "x", "text": "y", "connector": "pixel_shuffle"}, "takes SmolVLM's own connector"),
+        ({"smolvlm": "x", "vision_layers": 2}, "shortens another encoder"),
     ],
 )
 def test_contradictory_arguments(tmp_path, changes, message):

@@ -31,7 +31,12 @@ def base(tower, tmp_path_factory):
     frame = {"QA": {"perception": [item], "prediction": [], "planning": [], "behavior": []}}
     (root / "drivelm.json").write_text(json.dumps({"scene": {"key_frames": {"frame": frame}}}))
     args = ToyBaseArguments(
-        [str(root / "drivelm.json")], str(root / "base"), str(root / "tower"), 28, hidden_size=64, num_hidden_layers=1
+        [str(root / "drivelm.json")],
+        str(root / "base"),
+        str(root / "tower"),
+        image_size=28,
+        hidden_size=64,
+        num_hidden_layers=1,
     )
     return main(args)
 
