@@ -154,6 +154,7 @@ def main(args: DemoArguments) -> Path:
         "export, and prove the export in a clean process",
         *("-m", "hub_export", "build", "--checkpoint", str(trained / "merge")),
         *("--metrics", str(evaluation / "metrics.json"), "--out", str(export)),
+        "--only_installed",  # the demo works without a network; other transformers would come from one
     )
     said = ask_held_out(export, evaluation, blind, answers)
     losses = [f"{name}={trained / name / 'metrics.jsonl'}" for name in ("transfer", "heal", "adapt")]
