@@ -9,8 +9,8 @@ The request names each image's camera beside its URL; images without a name are 
         {"type": "image_url", "camera": "CAM_BACK", "image_url": {"url": "data:image/jpeg;base64,..."}},
         {"type": "text", "text": "Is there a car behind the ego car?"}]}]}
 
-`transformers` needs `pip install fastapi uvicorn openai` and serves with transformers' own server (5.23). A request
-for another budget adds `"chat_template_kwargs": {"processor_kwargs": {"num_queries": 16}}`.
+`transformers` needs the extra `serve` (fastapi, openai, uvicorn) and serves with transformers' own server (5.23). A
+request for another budget adds `"chat_template_kwargs": {"processor_kwargs": {"num_queries": 16}}`.
 
 `vllm` needs an environment with vLLM, which pins other versions than training does: name its interpreter with
 `--python`. There a plugin (`vllm_plugin.py`) makes the camera a part of an image's identity: vLLM's cache knows images
@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -131,11 +132,15 @@ def main(args: ServeArguments) -> None:
     """Serve until interrupted.
 
     Raises:
-        ValueError: an unknown engine, vLLM is not where `--python` points, or it failed.
+        ValueError: an unknown engine, a package of the extra `serve` is missing, vLLM is not where `--python` points,
+            or it failed.
     """
     if args.engine not in ENGINES:
         raise ValueError(f"engine must be one of {ENGINES}; got {args.engine!r}")
     if args.engine == "transformers":
+        missing = [name for name in ("fastapi", "openai", "uvicorn") if find_spec(name) is None]
+        if missing:
+            raise ValueError(f"transformers' server needs {', '.join(missing)}: pip install {' '.join(missing)}")
         serve_with_transformers(args)
         return
     if subprocess.run([args.python, "-c", "import vllm"], capture_output=True).returncode:

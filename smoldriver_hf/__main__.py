@@ -85,6 +85,8 @@ def ask(args: argparse.Namespace) -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    if not Path(args.checkpoint).is_dir():
+        print(f"smoldriver: {args.checkpoint} is no folder here: taken for a Hub id", file=sys.stderr)
     where = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
     processor = AutoProcessor.from_pretrained(args.checkpoint, **where)
     images = named_images(args.image, args.folder, processor.cameras)

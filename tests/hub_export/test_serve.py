@@ -196,3 +196,9 @@ def test_vllm_answers_as_generate_does_in_any_order_and_out_of_its_cache(tmp_pat
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(timeout=60)
+
+
+def test_a_package_that_the_server_lacks_is_named(monkeypatch):
+    monkeypatch.setattr("hub_export.serve.find_spec", lambda name: None if name == "openai" else object())
+    with pytest.raises(ValueError, match="needs openai: pip install openai"):
+        main(ServeArguments("transformers", "anywhere"))
