@@ -10,7 +10,7 @@ from benchmarks.demo import SHOWN_MODELS, DemoArguments, main, show
 from training.run import ROOT
 
 SCENES = 20
-FEW = {"scenes": SCENES, "questions_per_frame": 16, "max_steps": 2, "per_device_train_batch_size": 2}
+FEW = {"scenes": SCENES, "questions_per_frame": 120, "max_steps": 2, "per_device_train_batch_size": 2}
 
 
 def test_right_answers_are_counted(capsys):
