@@ -171,9 +171,9 @@ def assemble(args: AssembleArguments) -> tuple[SmolDriverForConditionalGeneratio
     text = args.text or (str(fetch_smollm2_135m()) if args.offline and not args.smolvlm else None)
     if not args.smolvlm and not (vision and text):
         raise ValueError("name the parts: --vision and --text, or --smolvlm, or --offline")
-    if args.vision_layers and not vision:
-        raise ValueError("vision_layers shortens another encoder, not SmolVLM's own: name one with --vision")
     vision = vision or str(args.smolvlm)  # without another one SmolVLM keeps its own tower
+    if args.vision_layers and vision == args.smolvlm:
+        raise ValueError("vision_layers shortens another encoder, not SmolVLM's own: name one with --vision")
 
     if args.smolvlm:
         source = load_strictly(AutoModelForImageTextToText, args.smolvlm)

@@ -4,13 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+import transformers
 import yaml
 
 from benchmarks.demo import SHOWN_MODELS, DemoArguments, main, show
+from hub_export.check import read_stamp
 from training.run import ROOT
 
-SCENES = 20
-FEW = {"scenes": SCENES, "questions_per_frame": 120, "max_steps": 2, "per_device_train_batch_size": 2}
+FEW = {"scenes": 20, "max_steps": 2, "per_device_train_batch_size": 2}
 
 
 def test_right_answers_are_counted(capsys):
@@ -44,6 +45,8 @@ def test_from_nothing_to_a_report(tmp_path, capsys):
     args = DemoArguments(str(tmp_path / "a demo"), str(tmp_path / "tiny.yaml"))
     report = main(args)
     assert "<html" in report.read_text()
+    (environment,) = read_stamp(report.parent / "export")["environments"]  # nothing was fetched for the check
+    assert environment["versions"]["transformers"] == transformers.__version__
     assert all(row["blind_answer"] for row in json.loads((report.parent / "answers.json").read_text()))
     capsys.readouterr()
     assert main(args) == report

@@ -88,6 +88,16 @@ def test_a_camera_twice_and_a_budget_out_of_range(checkpoint, frame, capsys):
     assert "num_queries must be an integer from 1 to 8" in capsys.readouterr().err
 
 
+def test_a_checkpoint_that_is_no_folder_is_said_to_be_taken_for_a_hub_id(frame, monkeypatch, capsys):
+    def unknown(name, **_):
+        raise OSError(f"{name} is unknown")
+
+    monkeypatch.setattr("transformers.AutoProcessor.from_pretrained", unknown)
+    assert main(["ask", "--checkpoint", "no/where", "--folder", str(frame), "What?"]) == 1
+    notice, error = capsys.readouterr().err.splitlines()
+    assert "no/where is no folder here" in notice and error == "smoldriver: no/where is unknown"
+
+
 def test_bad_usage_is_status_2():
     with pytest.raises(SystemExit) as stop:
         main(["ask", "What?"])

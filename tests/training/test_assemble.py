@@ -139,6 +139,7 @@ def test_missing_weight_is_an_error(parts, tmp_path):
         ({"smolvlm": "x", "text": "y"}, "brings its own language model"),
         ({"vision": "x", "text": "y", "connector": "pixel_shuffle"}, "takes SmolVLM's own connector"),
         ({"smolvlm": "x", "vision_layers": 2}, "shortens another encoder"),
+        ({"smolvlm": "x", "vision": "x", "vision_layers": 2}, "shortens another encoder"),
     ],
 )
 def test_contradictory_arguments(tmp_path, changes, message):

@@ -55,6 +55,17 @@ def test_the_tower_is_dinov2_without_its_class_token(tower, base):
     torch.testing.assert_close(seen, expected, atol=1e-5, rtol=1e-5)
 
 
+def test_it_can_see_with_the_first_layers_alone(tower, base, tmp_path):
+    root = base.parent
+    args = ToyBaseArguments(
+        [str(root / "drivelm.json")], str(tmp_path / "half"), str(root / "tower"), vision_layers=1, image_size=28
+    )
+    own = AutoModelForImageTextToText.from_pretrained(main(args)).model.vision_model
+    weights = smolvlm_tower_weights(tower, 28)
+    assert own.config.num_hidden_layers == 1
+    assert all(torch.equal(value, weights[name].bfloat16().float()) for name, value in own.state_dict().items())
+
+
 def test_gated_layers_are_refused():
     gated = Dinov2Model(tiny_vision_config(use_swiglu_ffn=True))
     with pytest.raises(ValueError, match="gated"):
