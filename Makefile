@@ -17,7 +17,7 @@ help:  ## this list
 	touch $@
 
 .venv/parts: .venv/installed
-	$(BIN)/python -m training.offline_parts --only dinov2_small minilm
+	$(BIN)/python -m training.checkpoints.offline_parts --only dinov2_small minilm
 	touch $@
 
 demo: .venv/parts  ## train, compare, export and ask on the embedded toy world (two cores)

@@ -21,8 +21,8 @@ from transformers import HfArgumentParser
 
 from benchmarks import toyworld
 from benchmarks.toyworld import ToyworldArguments, python
-from training.metrics import answer_correct
-from training.rows import load_rows
+from training.data.rows import load_rows
+from training.metrics.answers import answer_correct
 from training.run import ROOT, read_recipe
 
 SHOWN_MODELS = {"smoldriver": "SmolDriver", "smolvlm-ft": "SmolVLM fine-tuned", "blind": "blind, trained alike"}

@@ -24,10 +24,10 @@ from benchmarks.toyworld import write
 from benchmarks.toyworld_results import intervals
 from hub_export import onnx
 from smoldriver_hf.loading_smoldriver import load
+from training.data.rows import load_rows
 from training.evaluate import choose_frames
-from training.features import weights_hash
-from training.metrics import answer_correct
-from training.rows import load_rows
+from training.learning.features import weights_hash
+from training.metrics.answers import answer_correct
 
 ENGINES = ("fp32", "int8", "onnx", "onnx-int8")
 Ask = Callable[[dict[str, str], list[str]], list[str]]

@@ -4,7 +4,7 @@
     python -m benchmarks.tables --check    # fail if they are not what the files say
 
 A generated part stands between `<!-- NAME -->` and `<!-- end NAME -->`; each comes from one file in
-benchmarks/results.
+benchmarks/results. The tree of files comes from the files.
 """
 
 import json
@@ -15,8 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.tree import tree
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+TREE = re.compile(r"```text tree\n.*?```", re.S)
 
 
 def nine_frames(run: dict[str, Any]) -> str:
@@ -255,7 +258,7 @@ def filled(text: str) -> str:
         content = render(json.loads(file.read_text()))
         start, end = pattern.search(text).span()  # type: ignore[union-attr]  # found just above
         text = f"{text[:start]}<!-- {name} -->\n\n{content}\n\n<!-- end {name} -->{text[end:]}"
-    return text
+    return TREE.sub(lambda _: f"```text tree\n{tree()}\n```", text)
 
 
 def main(check: bool) -> int:

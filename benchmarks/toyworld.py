@@ -39,7 +39,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from benchmarks.toyworld_results import collect
-from training.offline_parts import fetch_dinov2_small, fetch_minilm
+from training.checkpoints.offline_parts import fetch_dinov2_small, fetch_minilm
 from training.run import ROOT, read_recipe
 
 COMMON = ("toyworld", "prepare", "pictures", "prepare_pictures", "prepare_documents", "toybase")

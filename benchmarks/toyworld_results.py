@@ -1,6 +1,6 @@
 """From the evaluations of benchmarks.toyworld to its results: means over seeds, and paired intervals over scenes.
 
-A question's score is its mean over the seeds that are there; intervals resample scenes (`training.metrics_intervals`),
+A question's score is its mean over the seeds that are there; intervals resample scenes (`training.metrics.intervals`),
 so they tell how far the test scenes carry, not how far seeds differ: the seeds' own figures stand beside them. Two
 models are compared on the seeds that both have.
 """
@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from training.evaluate import control_file, without_nan
-from training.metrics import answer_correct
-from training.metrics_intervals import mean_difference_interval, mean_interval
+from training.metrics.answers import answer_correct
+from training.metrics.intervals import mean_difference_interval, mean_interval
 
 GROUPS = ("accuracy", "perception")
 LANGUAGE = {

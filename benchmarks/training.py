@@ -30,8 +30,8 @@ from transformers import HfArgumentParser
 
 from benchmarks import speed_parts as parts
 from smoldriver_hf import CAMERAS
-from training.collate import IGNORED, PackedSceneCollator, SceneCollator
-from training.features import FeatureCache
+from training.learning.collate import IGNORED, PackedSceneCollator, SceneCollator
+from training.learning.features import FeatureCache
 
 ANSWERS = (
     "Yes.",

@@ -1,0 +1,1 @@
+"""Checkpoint folder → Hub repository."""

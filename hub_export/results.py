@@ -74,7 +74,7 @@ def check_fingerprint(metrics: dict[str, Any], checkpoint: Path, adapter: Path |
 
 
 def fingerprint(folder: Path) -> str:
-    """The same as `training.answering.fingerprint`: sha256 over a folder's weights and settings."""
+    """The same as `training.evaluation.answering.fingerprint`: sha256 over a folder's weights and settings."""
     digest = hashlib.sha256()
     for file in sorted(file for file in folder.iterdir() if file.suffix in FINGERPRINTED):
         digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())

@@ -10,7 +10,7 @@ from tiny import picture, tiny_model, tiny_processor, tiny_text_config, tiny_tok
 from transformers import Idefics3ImageProcessorPil, SmolVLMConfig, SmolVLMForConditionalGeneration
 
 from smoldriver_hf import CAMERAS
-from training.rows import QUESTION_SCHEMA
+from training.data.rows import QUESTION_SCHEMA
 
 SMOLVLM_TOKENS = ["<fake_token_around_image>", "<end_of_utterance>", "<global-img>"]
 SMOLVLM_TOKENS += [f"<row_{row}_col_{column}>" for row in (1, 2) for column in (1, 2)]

@@ -47,17 +47,20 @@ def test_exported_files_import_only_what_a_hub_user_has(path):
 def test_readme_tree_is_true():
     """Every file the README's tree names exists, and every module and recipe of the packages is in it."""
     tree = re.search(r"```text tree\n(.*?)```", (ROOT / "README.md").read_text(), re.S).group(1)
-    named, folder = set(), ""
+    named, folder, room = set(), "", ""
     for line in tree.splitlines():
         entry = line.split("#")[0].rstrip()
         if not entry:
             continue
         if not entry.startswith(" "):
-            folder = entry if entry.endswith("/") else ""
+            folder, room = entry if entry.endswith("/") else "", ""
             if not folder:
                 named.update(entry.split())
+        elif entry.endswith("/"):
+            room = entry.strip()
         else:
-            named.update(folder + name for name in entry.split())
+            within = folder + (room if entry.startswith("    ") else "")
+            named.update(within + name for name in entry.split())
     missing = sorted(name for name in named if not (ROOT / name).exists())
     assert not missing, f"README names what does not exist: {missing}"
     packages = ("smoldriver_hf", "training", "hub_export", "benchmarks")
@@ -65,8 +68,8 @@ def test_readme_tree_is_true():
         str(path.relative_to(ROOT))
         for package in packages
         for pattern in ("*.py", "recipes/*.yaml")
-        for path in (ROOT / package).glob(pattern)
-        if path.name != "__init__.py"
+        for path in (ROOT / package).rglob(pattern)
+        if path.name != "__init__.py" and path.parent.name != "templates"
     }
     assert there <= named, f"not in the README's tree: {sorted(there - named)}"
 

@@ -36,13 +36,13 @@ from trl import TrlParser
 
 from smoldriver_hf import CAMERAS
 from training.assemble import save_whole
-from training.baseline import build_features, load_processor
-from training.callbacks import JsonlCallback, ProgressBar
-from training.features import FeatureCache
-from training.questions import STATUSES, plural
-from training.rows import Rows, load_rows
-from training.toyworld_pictures import LISTING, UNTELLING
-from training.trainer import WholeCheckpoints, last_checkpoint
+from training.data.questions import STATUSES, plural
+from training.data.rows import Rows, load_rows
+from training.learning.callbacks import JsonlCallback, ProgressBar
+from training.learning.features import FeatureCache
+from training.learning.smolvlm import build_features, load_processor
+from training.learning.trainer import WholeCheckpoints, last_checkpoint
+from training.toyworld.pictures import LISTING, UNTELLING
 
 HELD_OUT = 10  # one scene in so many is held out
 RARE, USUAL = 0.01, 0.9  # words that fewer or more of the pictures show teach nothing

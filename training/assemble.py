@@ -47,7 +47,7 @@ from smoldriver_hf import (
     SmolDriverProcessor,
     SmolDriverProjectorConfig,
 )
-from training.offline_parts import fetch_dinov2_small, fetch_smollm2_135m
+from training.checkpoints.offline_parts import fetch_dinov2_small, fetch_smollm2_135m
 
 IMAGE_TOKEN = "<image>"
 OFFLINE_IMAGE_SIZE = 224

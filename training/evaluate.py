@@ -6,8 +6,8 @@
     python -m training.evaluate --checkpoint HuggingFaceTB/SmolVLM2-2.2B-Instruct --load_in_4bit --data outputs/data \\
         --output_dir outputs/eval-smolvlm --controls blind
 
-Any SmolDriver, SmolVLM or Idefics3 checkpoint, with or without an adapter. `training.controls` lists the controls and
-their groups; "sighted" always runs. It writes into `output_dir`:
+Any SmolDriver, SmolVLM or Idefics3 checkpoint, with or without an adapter. `training.evaluation.controls` lists the
+controls and their groups; "sighted" always runs. It writes into `output_dir`:
 
     {control}/predictions.jsonl   one line per answer, appended frame by frame
     metrics.json                  all figures, with command, seed, split hash, fingerprint and versions
@@ -37,12 +37,11 @@ import transformers
 from tqdm import tqdm
 from transformers import HfArgumentParser
 
-from training.answering import Answerer, SmolDriverAnswerer, fingerprint, load_answerer
-from training.controls import BLIND, control_questions, control_views, expand_controls
-from training.metrics import load_bert_scorer, question_type
-from training.priors import majority_answers, template_of
-from training.rows import Row, Rows, load_rows
-from training.scoring import (
+from training.data.priors import majority_answers, template_of
+from training.data.rows import Row, Rows, load_rows
+from training.evaluation.answering import Answerer, SmolDriverAnswerer, fingerprint, load_answerer
+from training.evaluation.controls import BLIND, control_questions, control_views, expand_controls
+from training.evaluation.scoring import (
     Prediction,
     calibration,
     choices_of,
@@ -52,6 +51,8 @@ from training.scoring import (
     intervals,
     submission,
 )
+from training.metrics.answers import question_type
+from training.metrics.language import load_bert_scorer
 
 SCORED = ("sighted", "text_only", "black", "wrong_scene")
 """Controls under which the likelihoods of fixed choices are kept, for calibration."""

@@ -34,18 +34,11 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import SFTConfig, TrlParser
 
 from smoldriver_hf import CAMERAS
-from training.ablations import ablate
 from training.assemble import save_whole
-from training.baseline import (
-    BaselineCollator,
-    PackedBaselineCollator,
-    SceneView,
-    build_features,
-    load_processor,
-    see_cached,
-)
-from training.callbacks import JsonlCallback, ProgressBar, first_and_last, loss_curve
-from training.checks import (
+from training.data.rows import Rows, load_rows
+from training.learning.ablations import ablate
+from training.learning.callbacks import JsonlCallback, ProgressBar, first_and_last, loss_curve
+from training.learning.checks import (
     check_arguments,
     check_data_cameras,
     check_examples,
@@ -53,13 +46,20 @@ from training.checks import (
     check_sharding,
     is_sharded,
 )
-from training.collate import DrawBudgetsByEpoch, PackedSceneCollator, SceneCollator, packed_mask_dtype
-from training.examples import collate_rows, training_examples
-from training.features import FeatureCache
+from training.learning.collate import DrawBudgetsByEpoch, PackedSceneCollator, SceneCollator, packed_mask_dtype
+from training.learning.examples import collate_rows, training_examples
+from training.learning.features import FeatureCache
+from training.learning.parts import BASELINES, check_how, how_of, load_model, lora_config, modules_of
+from training.learning.smolvlm import (
+    BaselineCollator,
+    PackedBaselineCollator,
+    SceneView,
+    build_features,
+    load_processor,
+    see_cached,
+)
+from training.learning.trainer import SceneTrainer, WithWeights, clear_about_full_disk, last_checkpoint
 from training.merge import merged
-from training.parts import BASELINES, check_how, how_of, load_model, lora_config, modules_of
-from training.rows import Rows, load_rows
-from training.trainer import SceneTrainer, WithWeights, clear_about_full_disk, last_checkpoint
 
 
 @dataclass

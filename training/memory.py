@@ -43,9 +43,9 @@ from smoldriver_hf import SmolDriverConfig, SmolDriverForConditionalGeneration
 from smoldriver_hf.modeling_smoldriver import height_and_width
 from training.assemble import projector_config_for
 from training.finetune import FinetuneArguments
-from training.parts import HEAD, freeze, how_of, lora_config, modules_of
+from training.learning.parts import HEAD, freeze, how_of, lora_config, modules_of
 from training.run import read_recipe
-from training.toybase import ToyBaseArguments, language_model_config
+from training.toyworld.smolvlm import ToyBaseArguments, language_model_config
 
 GB = 1 << 30
 NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8  # per weight, with double quantisation

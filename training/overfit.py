@@ -27,7 +27,7 @@ from trl import SFTConfig, TrlParser
 
 import smoldriver_hf
 from training import assemble, finetune, prepare
-from training.rows import Rows, load_rows
+from training.data.rows import Rows, load_rows
 
 ASK = Path(smoldriver_hf.__file__).with_name("__main__.py")
 RECIPE = Path(__file__).with_name("recipes") / "nine-frames.yaml"

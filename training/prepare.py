@@ -1,4 +1,4 @@
-"""Prepare a DriveLM file: validate it, split it by scene and write the tables that `training.rows` reads.
+"""Prepare a DriveLM file: validate it, split it by scene and write the tables that `training.data.rows` reads.
 
     python -m training.prepare --drivelm_json v1_1_train_nus.json --image_root data --output_dir prepared
 
@@ -44,7 +44,7 @@ from transformers import HfArgumentParser
 
 from smoldriver_hf.configuration_smoldriver import CAMERAS
 from smoldriver_hf.image_processing_smoldriver import FORMATS, MAX_PIXELS
-from training.drivelm import (
+from training.data.drivelm import (
     CATEGORIES,
     Frame,
     Question,
@@ -57,7 +57,7 @@ from training.drivelm import (
     tag_camera,
     uses_coordinates,
 )
-from training.rows import EXTRA_VIEWS, FRAME_KEYS, QUESTION_SCHEMA, SPLITS, VIEWS
+from training.data.rows import EXTRA_VIEWS, FRAME_KEYS, QUESTION_SCHEMA, SPLITS, VIEWS
 
 FORMAT_VERSION = 1  # raise it when the tables change, so that folders of older code are written anew
 _EXAMPLES = 5

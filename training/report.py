@@ -24,10 +24,10 @@ from PIL import Image
 from tqdm import tqdm
 from transformers import HfArgumentParser
 
-from training.controls import BLIND, CORRUPTIONS
-from training.metrics import answer_correct
-from training.report_figures import Point, gap_figure, lines_figure
-from training.rows import VIEWS, Row, load_rows
+from training.data.rows import VIEWS, Row, load_rows
+from training.evaluation.controls import BLIND, CORRUPTIONS
+from training.evaluation.figures import Point, gap_figure, lines_figure
+from training.metrics.answers import answer_correct
 
 TEMPLATE = Path(__file__).with_name("templates") / "report.html.jinja"
 THUMBNAIL_WIDTH = 320

@@ -45,8 +45,8 @@ import yaml
 from filelock import FileLock, Timeout
 from transformers import HfArgumentParser
 
-from training.callbacks import first_and_last
-from training.rows import read_dataset_info
+from training.data.rows import read_dataset_info
+from training.learning.callbacks import first_and_last
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = Path(__file__).with_name("recipes")
@@ -79,7 +79,7 @@ STAGES = {
     "pictures": Stage("toyworld"),
     "prepare_pictures": Stage("prepare", inputs=("drivelm_json",)),
     "prepare_documents": Stage("prepare", inputs=("drivelm_json",)),
-    "toybase": Stage("toybase", inputs=("drivelm_json", "vision")),
+    "toybase": Stage("toyworld.smolvlm", inputs=("drivelm_json", "vision")),
     "align": Stage("align", "final", True, ("checkpoint", "data")),
     "pretrain": FINETUNE,
     "assemble": Stage("assemble", inputs=("smolvlm", "vision", "text")),

@@ -30,17 +30,17 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 from trl import TrlParser
 
 import smoldriver_hf  # noqa: F401  registers the architecture
-from training.ablations import ablate
 from training.assemble import save_whole
-from training.baseline import build_features
-from training.callbacks import JsonlCallback, ProgressBar
-from training.collate import DrawBudgetsByEpoch, SceneCollator
-from training.features import FeatureCache
-from training.rows import load_rows
-from training.teacher import Teacher, TeacherPrompts
-from training.transfer_model import TransferModel
-from training.transfer_targets import measured_targets, root_mean_square
-from training.transfer_trainer import TransferCollator, TransferTrainer, frames_of, spread
+from training.data.rows import load_rows
+from training.distillation.model import TransferModel
+from training.distillation.targets import measured_targets, root_mean_square
+from training.distillation.teacher import Teacher, TeacherPrompts
+from training.distillation.trainer import TransferCollator, TransferTrainer, frames_of, spread
+from training.learning.ablations import ablate
+from training.learning.callbacks import JsonlCallback, ProgressBar
+from training.learning.collate import DrawBudgetsByEpoch, SceneCollator
+from training.learning.features import FeatureCache
+from training.learning.smolvlm import build_features
 
 
 @dataclass

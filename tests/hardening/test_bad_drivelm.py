@@ -11,9 +11,9 @@ from bad_inputs import amounts, bomb, broken_bytes, for_each, junk, mutated, to_
 from drivelm_files import CAMERAS, TAG, make_world, write_json, write_world
 from hypothesis import strategies as st
 
-from training.drivelm import CATEGORIES, read_frames
+from training.data.drivelm import CATEGORIES, read_frames
+from training.data.rows import load_rows
 from training.prepare import PrepareArguments, main
-from training.rows import load_rows
 
 WORLD = make_world(2, frames=1)
 WORLD["scene-1"]["key_frames"]["frame-1-0"]["QA"]["planning"][0]["tag"] = [0, 2]

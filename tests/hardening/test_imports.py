@@ -104,11 +104,8 @@ print("imported", len(sys.argv) - 1)
 def test_imports_ask_nothing_of_the_network(tmp_path):
     modules = []
     for package in ("smoldriver_hf", "training", "hub_export"):
-        modules += [
-            package,
-            *(f"{package}.{file.stem}" for file in (ROOT / package).glob("*.py") if file.stem[0] != "_"),
-        ]
-        modules += [f"{package}.__main__"] * (ROOT / package / "__main__.py").is_file()
+        files = sorted(file for file in (ROOT / package).rglob("*.py") if file.parent.name != "templates")
+        modules += [".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for file in files]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     environment |= {"PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

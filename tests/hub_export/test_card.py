@@ -145,7 +145,7 @@ def test_figures_of_another_checkpoint_are_refused(checkpoint, tmp_path):
 
 
 def test_the_fingerprint_is_that_of_the_evaluation(checkpoint):
-    from training.answering import fingerprint as evaluated  # a law of the house keeps the packages apart
+    from training.evaluation.answering import fingerprint as evaluated  # a law of the house keeps the packages apart
 
     assert fingerprint(checkpoint) == evaluated(str(checkpoint))
 

@@ -129,7 +129,7 @@ def test_refuses_a_real_nuscenes_image_under_an_innocent_name(tmp_path):
 @pytest.mark.parametrize(
     "code",
     [
-        "import training.rows\n",
+        "import training.data.rows\n",
         "from smoldriver_hf import CAMERAS\n",
         "import einops\n",
         "def f():\n    import requests\n",

@@ -9,9 +9,10 @@ from prepared import write_prepared, write_smolvlm
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoTokenizer, TrainingArguments
 
-from training import align, prepare, toyworld
+from training import align, prepare
 from training.align import AlignArguments, Picture, area_under_curve, words_shown, words_to_learn
-from training.toyworld_pictures import LISTING
+from training.toyworld import make as toyworld
+from training.toyworld.pictures import LISTING
 
 WORDS = ("car", "cars", "pedestrian", "barrier", "bus", "moving", "parked", "near", "far", "red")
 

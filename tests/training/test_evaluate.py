@@ -13,12 +13,20 @@ from peft import LoraConfig, get_peft_model
 from tiny import lively, scene, tiny_model, tiny_processor, tiny_text_config
 
 from smoldriver_hf import CAMERAS
-from training.answering import PromptSight, SceneSight, SmolDriverAnswerer, fingerprint, load_answerer
-from training.controls import control_questions
+from training.data.rows import load_rows
 from training.evaluate import EvaluateArguments, choose_frames, control_file, main, predict, without_nan
-from training.metrics import score_drivelm, yes_no_scores
-from training.rows import load_rows
-from training.scoring import calibration, challenge_references, choices_of, control_scores, intervals, submission
+from training.evaluation.answering import PromptSight, SceneSight, SmolDriverAnswerer, fingerprint, load_answerer
+from training.evaluation.controls import control_questions
+from training.evaluation.scoring import (
+    calibration,
+    challenge_references,
+    choices_of,
+    control_scores,
+    intervals,
+    submission,
+)
+from training.metrics.answers import yes_no_scores
+from training.metrics.drivelm import score_drivelm
 
 OPTIONS = "Please select the correct answer from the following options: A. Fast. B. Slow."
 QUESTIONS = [
@@ -33,7 +41,7 @@ QUESTIONS = [
 def python_tokenizer():
     """Without starting a Java program for each score."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("training.metrics_language.available_tokenizer", lambda: "python")
+        patch.setattr("training.metrics.language.available_tokenizer", lambda: "python")
         yield
 
 

@@ -11,10 +11,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl import SFTConfig
 
-from training import callbacks, finetune, merge, trainer
-from training.collate import SceneCollator
+from training import finetune, merge
 from training.finetune import FinetuneArguments
-from training.trainer import last_checkpoint
+from training.learning import callbacks, trainer
+from training.learning.collate import SceneCollator
+from training.learning.trainer import last_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ from drivelm_files import make_world, write_world
 from tiny import scene, tiny_model, tiny_processor
 
 from training import prepare
+from training.data.rows import load_rows
 from training.overfit import answers, swaps
-from training.rows import load_rows
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.drivelm_files import BOX, CAMERAS, TAG, make_frame, make_world, qa, write_json, write_world
-from training.drivelm import scene_split, split_hash
+from training.data.drivelm import scene_split, split_hash
+from training.data.rows import SPLITS, load_rows
 from training.prepare import PrepareArguments, main
-from training.rows import SPLITS, load_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "drivelm"

@@ -12,6 +12,7 @@ import pytest
 
 from smoldriver_hf import CAMERAS
 from training import evaluate
+from training.data.rows import load_rows
 from training.report import (
     ReportArguments,
     corruption_curves,
@@ -23,7 +24,6 @@ from training.report import (
     overlay,
     token_curve,
 )
-from training.rows import load_rows
 
 EVIL = '<script>alert("x")</script> & <b>'
 

@@ -188,6 +188,8 @@ def test_every_recipe_is_understood_by_its_stages(name, tmp_path):
         if STAGES[stage].distributed:
             arguments.pop(PROCESSES, None)
         module = import_module(f"training.{STAGES[stage].module}")
+        if hasattr(module, "__path__"):  # a room with a command of its own
+            module = import_module(f"{module.__name__}.__main__")
         hints = get_type_hints(module.main)
         kinds = [hints[parameter] for parameter in signature(module.main).parameters]
         words = flags(arguments)

@@ -22,13 +22,13 @@ from transformers import (
 import training.transfer as stage
 from smoldriver_hf import CAMERAS, SmolDriverForConditionalGeneration, SmolDriverProjectorConfig
 from smoldriver_hf.projector_smoldriver import grid_points, spread_points
-from training.collate import SceneCollator
-from training.rows import QUESTION_SCHEMA
-from training.teacher import Teacher, TeacherPrompts, pooling_weights, resampled
+from training.data.rows import QUESTION_SCHEMA
+from training.distillation.model import TransferModel, divergence
+from training.distillation.targets import Targets
+from training.distillation.teacher import Teacher, TeacherPrompts, pooling_weights, resampled
+from training.distillation.trainer import TransferCollator
+from training.learning.collate import SceneCollator
 from training.transfer import TransferArguments, main
-from training.transfer_model import TransferModel, divergence
-from training.transfer_targets import Targets
-from training.transfer_trainer import TransferCollator
 
 TEACHER_VISION = {
     "hidden_size": 32,

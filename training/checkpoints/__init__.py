@@ -1,0 +1,1 @@
+"""Checkpoint folders, and pretrained parts where there is no Hub."""

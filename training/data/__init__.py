@@ -1,0 +1,1 @@
+"""Prepared data: DriveLM files, rows, questions in DriveLM's wording, what priors know."""

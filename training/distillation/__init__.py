@@ -1,0 +1,1 @@
+"""Knowledge transfer: the teacher, its targets, the student with its loss."""

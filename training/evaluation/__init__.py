@@ -1,0 +1,1 @@
+"""Asking a checkpoint: controls, corruptions, answers, scores, figures."""

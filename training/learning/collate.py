@@ -1,0 +1,360 @@
+"""Frames and their questions → training batches: one question per row, or all of a frame's questions in one sequence.
+
+`SceneCollator` makes a row per question. `PackedSceneCollator` writes a frame's images once and its questions behind
+them; a mask lets each question see the images and itself only, and its positions continue where the images end, so
+that loss and gradients are those of separate rows while the images are encoded once:
+
+    input_ids      <images> <question 1> <answer 1> <question 2> <answer 2>
+    position_ids    0 … p-1  p …                     p …
+    learnt                               answer 1                 answer 2      (with the token that ends the turn)
+
+The loss is the mean over all answer tokens of a batch in both. An average over questions would weigh a token by the
+length of its neighbours' answers and would not be the same for packed and separate rows.
+
+Prompts come from the processor only, and the ids of a prompt are those that generation sees: prompt and answer are
+tokenised apart. That is also the tokenisation of the whole conversation, except where a tokenizer merges the end of a
+prompt with the start of an answer.
+
+A list of budgets draws one per batch, from a hash of the seed, the epoch and the batch's questions. Drawing from a
+random generator would not survive a restart: data loaders prefetch, and skip without collating.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, TrainerCallback
+
+IGNORED = -100  # the label of what is not learnt
+
+Example = Mapping[str, Any]
+"""`{"images": {camera: path or picture}, "pairs": [(question, answer), …]}`"""
+
+
+@dataclass(frozen=True)
+class EncodedFrame:
+    """Token ids of one example.
+
+    Attributes:
+        prefix: everything up to the last visual token, the same for all questions; empty without images.
+        pairs: per question the rest of its prompt, and its answer with the token that ends the turn.
+    """
+
+    prefix: list[int]
+    pairs: list[tuple[list[int], list[int]]]
+
+
+class SceneCollator:
+    """Examples of one question each → a batch with one row per question.
+
+    Returns, with right padding: `input_ids`, `attention_mask` and `labels` (batch, sequence), -100 outside answers;
+    `pixel_values` (images, 3, height, width), or `vision_features` (images, patches, vision_hidden) with a cache;
+    `camera_ids` (images,). A batch without images has none of the last two.
+
+    Args:
+        processor: the `SmolDriverProcessor`.
+        cameras: which of an example's images to show; default all. Images that an example lacks are left out; an empty
+            list makes blind, text-only prompts.
+        num_queries: budget per camera, a list from which one is drawn per batch, or the processor's own.
+        max_length: longest sequence in tokens; a question that does not fit is an error, never cut.
+        features: image path → (patches, vision_hidden), a `features.FeatureCache`, in place of pixels.
+        seed: of the draws of budgets.
+
+    Raises:
+        ValueError: from the constructor for unknown cameras and budgets, from a call for examples that are not usable.
+    """
+
+    def __init__(
+        self,
+        processor: Any,
+        cameras: Sequence[str] | None = None,
+        num_queries: int | Sequence[int] | None = None,
+        max_length: int | None = None,
+        features: Mapping[str, torch.Tensor] | None = None,
+        seed: int = 0,
+    ):
+        self.processor = processor
+        if processor.tokenizer.pad_token_id is None:
+            raise ValueError("the tokenizer has no pad token; batches need one")
+        unknown = [name for name in cameras or [] if name not in processor.cameras]
+        if unknown:
+            raise ValueError(f"unknown camera {unknown[0]!r}; this model knows {processor.cameras}")
+        self.cameras = None if cameras is None else list(cameras)
+        if num_queries is None:
+            num_queries = processor.num_queries
+        self.budgets = [num_queries] if isinstance(num_queries, int) else list(num_queries)
+        if not self.budgets:
+            raise ValueError("num_queries must be an integer or a list of at least one; got an empty list")
+        for budget in self.budgets:
+            processor.num_image_tokens(budget)
+        self.max_length = max_length
+        self.features = features
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Vary the draws of budgets from epoch to epoch; `DrawBudgetsByEpoch` calls it."""
+        self.epoch = epoch
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+        budget = self.draw_budget(examples)
+        rows, owners = [], []
+        for index, example in enumerate(examples):
+            for row in self._rows(self.encode(example, budget), example):
+                rows.append(row)
+                owners.append(index)
+        return {**self._text(rows), **self._vision(examples, owners, budget)}
+
+    def vision(self, examples: Sequence[Example], num_queries: int) -> dict[str, torch.Tensor]:
+        """The part of a batch that shows images, each example's once; examples need no questions for it."""
+        return self._vision(examples, list(range(len(examples))), num_queries)
+
+    def text(self, examples: Sequence[Example], num_queries: int) -> dict[str, torch.Tensor]:
+        """The part of a batch that is tokens, masks and labels."""
+        return self._text([row for item in examples for row in self._rows(self.encode(item, num_queries), item)])
+
+    def sequence_lengths(self, example: Example) -> list[int]:
+        """Tokens of each sequence that an example becomes at the largest budget, found without opening an image."""
+        frame = self.encode(example, max(self.budgets))
+        return [
+            len(frame.prefix) + sum(len(question) + len(answer) for question, answer in row.pairs)
+            for row in self._rows(frame, example)
+        ]
+
+    def draw_budget(self, examples: Sequence[Example]) -> int:
+        """The budget of a batch, which depends on the seed, the epoch and the batch's own questions and images'
+        file names."""
+        if len(self.budgets) == 1:
+            return self.budgets[0]
+        digest = hashlib.sha256(f"{self.seed} {self.epoch}".encode())
+        for example in examples:
+            images = [image for image in example["images"].values() if isinstance(image, str | os.PathLike)]
+            names = sorted(os.path.basename(image) for image in images)  # the same wherever the data lies
+            digest.update(repr((names, [tuple(pair) for pair in example["pairs"]])).encode())
+        return self.budgets[int.from_bytes(digest.digest()[:8], "big") % len(self.budgets)]
+
+    def shown(self, example: Example) -> dict[str, Any]:
+        """{camera: image} of what the model is to see, in the order of `processor.cameras`."""
+        images = example["images"]
+        wanted = list(images) if self.cameras is None else self.cameras
+        unknown = [name for name in wanted if name not in self.processor.cameras]
+        if unknown:
+            raise ValueError(
+                f"the example has an image of {unknown[0]!r}, but this model knows {self.processor.cameras}; name the "
+                "cameras to show in `cameras`"
+            )
+        chosen = {name: images[name] for name in self.processor.cameras if name in wanted and name in images}
+        if not chosen and self.cameras != []:
+            raise ValueError(f"the example has images of {list(images)}, none of the wanted {wanted}")
+        return chosen
+
+    def encode(self, example: Example, num_queries: int) -> EncodedFrame:
+        """Token ids of an example's prompts and answers at a budget."""
+        processor, cameras = self.processor, list(self.shown(example))
+        placeholders = processor.image_token * processor.num_image_tokens(num_queries)
+        prompts, answers = [], []
+        for question, answer in example["pairs"]:
+            if not answer.strip():
+                raise ValueError(f"the question {question!r} has an empty answer; there is nothing to learn from it")
+            prompt = processor.prompt(question, cameras)
+            conversation = _conversation(question, answer, cameras)
+            whole = processor.apply_chat_template(conversation)
+            if not whole.startswith(prompt):
+                raise ValueError(f"the chat template writes a prompt differently once it is answered: {prompt!r}")
+            prompts.append(str(prompt).replace(processor.image_token, placeholders))
+            answers.append(whole[len(prompt) :].rstrip())  # ends with the token that ends the turn
+        if not prompts:
+            raise ValueError("an example needs at least one (question, answer) pair; got none")
+        prompt_ids = processor.tokenizer(prompts)["input_ids"]
+        answer_ids = processor.tokenizer(answers, add_special_tokens=False)["input_ids"]
+
+        # No tokenizer merges anything with a placeholder, so ids up to the last one do not depend on the question.
+        first = prompt_ids[0]
+        cut = len(first) - first[::-1].index(processor.image_token_id) if cameras else 0
+        if any(ids[:cut] != first[:cut] for ids in prompt_ids):
+            raise ValueError("the chat template writes text that depends on the question before the images")
+        rests = [ids[cut:] for ids in prompt_ids]
+        return EncodedFrame(first[:cut], list(zip(rests, answer_ids, strict=True)))
+
+    def _rows(self, frame: EncodedFrame, example: Example) -> list[EncodedFrame]:
+        if len(frame.pairs) > 1:
+            raise ValueError(
+                f"expected examples of one question, got {len(frame.pairs)}; PackedSceneCollator takes whole frames"
+            )
+        self._check_length(frame, example["pairs"][0][0])
+        return [frame]
+
+    def _check_length(self, row: EncodedFrame, question: str) -> None:
+        """Of a sequence with a single pair."""
+        length = len(row.prefix) + sum(len(ids) for ids in row.pairs[0])
+        if self.max_length is not None and length > self.max_length:
+            raise ValueError(
+                f"a question takes {length} tokens with its images and answer, more than "
+                f"max_length={self.max_length}: {question!r}. "
+                "Raise max_length, lower num_queries, or leave the question out"
+            )
+
+    def _text(self, rows: list[EncodedFrame]) -> dict[str, torch.Tensor]:
+        """Padded ids, labels and mask, each (batch, sequence)."""
+        ids, labels = [], []
+        for row in rows:
+            ids.append(list(row.prefix))
+            labels.append([IGNORED] * len(row.prefix))
+            for question, answer in row.pairs:
+                ids[-1] += question + answer
+                labels[-1] += [IGNORED] * len(question) + answer
+        return {
+            "input_ids": _pad(ids, self.processor.tokenizer.pad_token_id),
+            "attention_mask": _pad([[1] * len(row) for row in ids], 0),
+            "labels": _pad(labels, IGNORED),
+        }
+
+    def _vision(self, examples: Sequence[Example], owners: list[int], budget: int) -> dict[str, torch.Tensor]:
+        """Images, or their features, of the rows that belong to the examples `owners`; each is opened once."""
+        scenes = [self.shown(example) for example in examples]
+        counts = [len(scene) for scene in scenes]
+        if not sum(counts):
+            return {}
+        if self.features is None:
+            inputs = self.processor(
+                images=[scene for scene in scenes if scene], num_queries=budget, return_tensors="pt"
+            )
+            vision = {"pixel_values": inputs["pixel_values"], "camera_ids": inputs["camera_ids"]}
+        else:
+            names = [name for scene in scenes for name in scene]
+            vision = {
+                "vision_features": torch.stack([self.features[path] for scene in scenes for path in scene.values()]),
+                "camera_ids": torch.tensor([self.processor.cameras.index(name) for name in names]),
+            }
+        if owners == list(range(len(examples))):
+            return vision
+        groups = torch.arange(sum(counts)).split(counts)
+        images = torch.cat([groups[owner] for owner in owners])
+        return {name: values[images] for name, values in vision.items()}
+
+
+class PackedSceneCollator(SceneCollator):
+    """Examples of one frame each → a batch with one sequence per frame, its questions behind one image prefix.
+
+    As `SceneCollator`, but `attention_mask` is (batch, 1, sequence, sequence), to be taken as it is: bool for sdpa, or
+    additive in `mask_dtype` for eager attention (see `packed_mask_dtype`); and there are `position_ids` (batch,
+    sequence).
+
+    Args:
+        max_pairs: most questions per sequence. A frame with more, or one that exceeds `max_length`, becomes several
+            sequences, each with the images again.
+        mask_dtype: `torch.bool`, or the floating type of an additive mask.
+        Others: see `SceneCollator`.
+    """
+
+    def __init__(
+        self,
+        processor: Any,
+        cameras: Sequence[str] | None = None,
+        num_queries: int | Sequence[int] | None = None,
+        max_length: int | None = None,
+        features: Mapping[str, torch.Tensor] | None = None,
+        seed: int = 0,
+        max_pairs: int | None = None,
+        mask_dtype: torch.dtype = torch.bool,
+    ):
+        super().__init__(processor, cameras, num_queries, max_length, features, seed)
+        if max_pairs is not None and max_pairs < 1:
+            raise ValueError(f"max_pairs must be at least 1; got {max_pairs}")
+        self.max_pairs = max_pairs
+        self.mask_dtype = mask_dtype
+
+    def _rows(self, frame: EncodedFrame, example: Example) -> list[EncodedFrame]:
+        """Split in the order of the questions, each sequence as full as the limits allow."""
+        rows: list[EncodedFrame] = []
+        length = 0
+        for (question, _), pair in zip(example["pairs"], frame.pairs, strict=True):
+            tokens = len(pair[0]) + len(pair[1])
+            full = not rows or (self.max_pairs is not None and len(rows[-1].pairs) == self.max_pairs)
+            if full or (self.max_length is not None and length + tokens > self.max_length):
+                rows.append(EncodedFrame(frame.prefix, []))
+                length = len(frame.prefix)
+            rows[-1].pairs.append(pair)
+            length += tokens
+            if len(rows[-1].pairs) == 1:
+                self._check_length(rows[-1], question)
+        return rows
+
+    def _text(self, rows: list[EncodedFrame]) -> dict[str, torch.Tensor]:
+        batch = super()._text(rows)
+        positions, groups = [], []
+        for row in rows:
+            positions.append(list(range(len(row.prefix))))
+            groups.append([0] * len(row.prefix))
+            for number, (question, answer) in enumerate(row.pairs, start=1):
+                length = len(question) + len(answer)
+                positions[-1] += range(len(row.prefix), len(row.prefix) + length)
+                groups[-1] += [number] * length
+        batch["position_ids"] = _pad(positions, 0)
+        visible = _visible(_pad(groups, -1))
+        if self.mask_dtype != torch.bool:
+            lowest = torch.finfo(self.mask_dtype).min
+            visible = torch.zeros(visible.shape, dtype=self.mask_dtype).masked_fill(~visible, lowest)
+        batch["attention_mask"] = visible
+        return batch
+
+
+class DrawBudgetsByEpoch(TrainerCallback):
+    """Tells the collator the epoch, so that a frame meets other budgets in the next one, also after a restart."""
+
+    def __init__(self, collator: SceneCollator):
+        self.collator = collator
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if args.dataloader_persistent_workers and len(self.collator.budgets) > 1:
+            raise ValueError("persistent data loader workers never hear of the epoch; they cannot draw budgets by it")
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.collator.set_epoch(int(state.epoch or 0))
+
+
+def packed_mask_dtype(model: PreTrainedModel) -> torch.dtype:
+    """What `PackedSceneCollator(mask_dtype=…)` must be for a model's attention.
+
+    Raises:
+        ValueError: the attention implementation takes no ready mask.
+    """
+    implementation = model.config.get_text_config()._attn_implementation
+    if implementation == "sdpa":
+        return torch.bool
+    if implementation == "eager":  # adds the mask to the scores: a bool would hide nothing
+        return model.dtype
+    raise ValueError(
+        f"packed scenes need attn_implementation 'sdpa' or 'eager'; the language model has {implementation!r}"
+    )
+
+
+def _conversation(question: str, answer: str, cameras: list[str]) -> list[dict[str, Any]]:
+    parts = [{"type": "image", "camera": camera} for camera in cameras]
+    return [
+        {"role": "user", "content": [*parts, {"type": "text", "text": question}]},
+        {"role": "assistant", "content": [{"type": "text", "text": answer}]},
+    ]
+
+
+def _pad(rows: list[list[int]], value: int) -> torch.Tensor:
+    """(batch, longest) on the right."""
+    tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
+    return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=value)
+
+
+def _visible(groups: torch.Tensor) -> torch.Tensor:
+    """Which position sees which, (batch, 1, sequence, sequence) bool.
+
+    Args:
+        groups: (batch, sequence), 0 for the prefix, 1, 2, … for the questions, -1 for padding.
+    """
+    length = groups.shape[1]
+    same = groups[:, :, None] == groups[:, None, :]  # (batch, seeing, seen)
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    visible = (same | (groups == 0)[:, None, :]) & causal & (groups >= 0)[:, None, :]
+    # Padding sees itself: a row that sees nothing is not a number under softmax.
+    return (visible | torch.eye(length, dtype=torch.bool))[:, None]

@@ -1,0 +1,1 @@
+"""Any nuScenes-format fleet: boxes to questions, LiDAR and map to views."""

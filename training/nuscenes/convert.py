@@ -1,0 +1,320 @@
+"""nuScenes-format data -> DriveLM JSON: questions from 3-D boxes, extra views, calibration, and a proof picture.
+
+Needs the real devkit: `pip install nuscenes-devkit==1.2.0 "numpy<2"` (the extra `nuscenes`).
+
+Questions for a fleet without any, from its boxes, in DriveLM's wording:
+
+    python -m training.nuscenes --dataroot data/nuscenes --version v1.0-trainval --output_dir boxes
+
+DriveLM's own questions, joined by frame_token (nuScenes' sample_token) with a LiDAR and a map view from above:
+
+    python -m training.nuscenes --dataroot data/nuscenes --version v1.0-trainval --output_dir joined \\
+        --drivelm_json v1_1_train_nus.json --views LIDAR_BEV MAP_BEV
+
+Look at a key frame, boxes drawn into the six cameras and from above (the first one, or `--frame_token TOKEN`):
+
+    python -m training.nuscenes --dataroot data/nuscenes --version v1.0-mini --output_dir boxes --picture proof.png
+
+OUTPUT_DIR then holds
+
+    drivelm.json          DriveLM v1.1 format; its image_paths name the cameras and the extra views
+    views/LIDAR_BEV/*.png views/MAP_BEV/*.png, one per key frame, drawn without any annotation
+    calibration.parquet   one row per key frame and sensor: intrinsics, mounting and ego pose
+    nuscenes              a link to DATAROOT, so that OUTPUT_DIR serves as the image root of all paths
+
+and continues as any DriveLM file does:
+
+    python -m training.prepare --drivelm_json boxes/drivelm.json --image_root boxes --output_dir prepared
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+from tqdm import tqdm
+
+from training.data.drivelm import CATEGORIES
+from training.data.questions import (
+    SECTORS,
+    choose_key_objects,
+    describe,
+    object_tag,
+    observed_status,
+    perception_questions,
+)
+from training.nuscenes.geometry import Annotated, Sensor, read_objects, read_sensors, reference_pose
+from training.nuscenes.views import proof_picture, read_lidar, render_lidar, render_map
+
+if TYPE_CHECKING:
+    from nuscenes.nuscenes import NuScenes
+
+VIEWS = ("LIDAR_BEV", "MAP_BEV")
+
+KINDS: dict[str, str] = {"pedestrian": "Pedestrian", "barrier": "Barrier", "traffic cone": "Traffic cone"}
+"""DriveLM's `Category` of a tagged object; everything else is a Vehicle."""
+
+CALIBRATION_SCHEMA = pa.schema(
+    [
+        ("scene_token", pa.string()),
+        ("frame_token", pa.string()),
+        ("channel", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("intrinsic", pa.list_(pa.float64())),  # 9 numbers, row by row, in pixels; empty for a LiDAR
+        ("ego_from_sensor", pa.list_(pa.float64())),  # 16 numbers, row by row, in metres
+        ("global_from_ego", pa.list_(pa.float64())),  # 16 numbers, at the moment the sensor fired
+    ]
+)
+
+
+@dataclass
+class NuScenesArguments:
+    """Where the data is and what to make of it."""
+
+    dataroot: str = field(metadata={"help": "folder in nuScenes format: samples/, maps/ and the tables' folder"})
+    version: str = field(metadata={"help": "name of the tables' folder, for example v1.0-trainval"})
+    output_dir: str = field(metadata={"help": "folder to write; see the top of this file for what it holds"})
+    drivelm_json: str | None = field(
+        default=None, metadata={"help": "keep the questions of this DriveLM file instead of writing some from boxes"}
+    )
+    views: list[str] = field(
+        default_factory=list, metadata={"help": f"extra views to draw: {' '.join(VIEWS)}", "choices": VIEWS}
+    )
+    seed: int = field(default=0, metadata={"help": "decides which questions are asked; every frame has its own draw"})
+    max_distance: float = field(default=60.0, metadata={"help": "ask about objects up to so many metres away"})
+    min_pixels: float = field(
+        default=24.0, metadata={"help": "and with a longer side of so many pixels in a 1600x900 image"}
+    )
+    picture: str | None = field(default=None, metadata={"help": "draw a proof picture of one key frame to this file"})
+    frame_token: str | None = field(default=None, metadata={"help": "the key frame of --picture; default: the first"})
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.views) - set(VIEWS))
+        if unknown:
+            raise ValueError(f"--views knows {' and '.join(VIEWS)}; got {', '.join(unknown)}.")
+        if self.frame_token is not None and self.picture is None:
+            raise ValueError("--frame_token chooses the key frame of the proof picture; add --picture FILE.")
+
+
+def open_nuscenes(dataroot: str | os.PathLike[str], version: str) -> NuScenes:
+    """Load the tables of a nuScenes-format folder with the real devkit.
+
+    Raises:
+        ImportError: the devkit is not installed; the message says how to install it.
+        ValueError: the tables are missing or incomplete.
+    """
+    try:
+        from nuscenes.nuscenes import NuScenes
+    except ImportError as error:
+        raise ImportError(
+            "nuScenes-format data needs the devkit, which is not part of the training extra. Install it with "
+            f'pip install nuscenes-devkit==1.2.0 "numpy<2" (it does not run with numpy 2). Python said: {error}'
+        ) from error
+    tables = Path(dataroot, version)
+    if not tables.is_dir():
+        raise ValueError(f"--dataroot {dataroot} has no folder {version}; it holds: {_listing(Path(dataroot))}.")
+    try:
+        nusc = NuScenes(version=version, dataroot=str(dataroot), verbose=False)
+    except (AssertionError, KeyError, IndexError, OSError) as error:
+        raise ValueError(
+            f"{tables} does not load as nuScenes tables. All 13 must be there (category, attribute, visibility, "
+            "instance, sensor, calibrated_sensor, ego_pose, log, scene, sample, sample_data, sample_annotation, map), "
+            "their tokens must fit together, and map must hold a record for every log whose mask file exists. "
+            f"The devkit said: {type(error).__name__}: {error}"
+        ) from error
+    return nusc
+
+
+def main(args: NuScenesArguments) -> dict[str, Any]:
+    """Write the DriveLM file, the views, the calibration and the picture; returns what was counted.
+
+    Raises:
+        ImportError: the devkit is not installed.
+        ValueError: a table, a file or a view that was asked for is missing; no drivelm.json is written then.
+    """
+    nusc = open_nuscenes(args.dataroot, args.version)
+    output_dir = Path(args.output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    _link(output_dir / "nuscenes", Path(args.dataroot))
+    if args.picture is not None:
+        sample = _find_sample(nusc, args.frame_token)
+        _save_image(proof_picture(nusc, sample), Path(args.picture))
+
+    skipped: Counter[str] = Counter()
+    if args.drivelm_json is None:
+        scenes = box_scenes(nusc, args, skipped)
+    else:
+        scenes = _read_drivelm(Path(args.drivelm_json))
+    samples = {sample["token"]: sample for sample in nusc.sample}
+    frames = [
+        (scene_token, token, frame)
+        for scene_token, scene in scenes.items()
+        for token, frame in scene["key_frames"].items()
+    ]
+    joined = [(scene_token, token, frame) for scene_token, token, frame in frames if token in samples]
+    if not joined:
+        raise ValueError(
+            f"None of the {len(frames)} frames of {args.drivelm_json} is a sample of {args.version} in "
+            f"{args.dataroot}, which has {len(samples)}. DriveLM needs v1.0-trainval; is --version another one?"
+        )
+    calibration: list[dict[str, Any]] = []
+    for scene_token, token, frame in tqdm(joined, desc="views and calibration", unit="frame"):
+        sensors = read_sensors(nusc, samples[token])
+        calibration += _calibration_rows(scene_token, token, sensors)
+        for view in args.views:
+            path = Path("views", view, f"{token}.png")
+            _save_image(_render(view, nusc, samples[token], sensors), output_dir / path)
+            frame["image_paths"][view] = f"../{path.as_posix()}"
+
+    table = pa.Table.from_pylist(calibration, CALIBRATION_SCHEMA)
+    _replace(output_dir / "calibration.parquet", lambda path: pq.write_table(table, path))
+    text = json.dumps(scenes, indent=1)
+    _replace(output_dir / "drivelm.json", lambda path: path.write_text(text, encoding="utf-8"))
+    counts = {
+        "scenes": len(scenes),
+        "frames": len(frames),
+        "frames joined": len(joined),
+        "questions": sum(len(rows) for *_, frame in frames for rows in frame["QA"].values()),
+        "boxes left out": dict(skipped.most_common()),
+    }
+    print(_summary(output_dir, counts))
+    return counts
+
+
+def box_scenes(nusc: NuScenes, args: NuScenesArguments, skipped: Counter[str]) -> dict[str, Any]:
+    """Every key frame of a nuScenes-format folder in DriveLM's structure, with perception questions from its boxes.
+
+    Args:
+        nusc: the devkit's tables.
+        args: `seed`, `max_distance` and `min_pixels` are read.
+        skipped: counts, by reason, the boxes that no question is about.
+    """
+    scenes: dict[str, Any] = {
+        scene["token"]: {"scene_description": scene["description"], "key_frames": {}} for scene in nusc.scene
+    }
+    for sample in tqdm(nusc.sample, desc="questions from boxes", unit="frame"):
+        objects = read_objects(
+            nusc, sample, min_pixels=args.min_pixels, max_distance=args.max_distance, skipped=skipped
+        )
+        # A draw of its own for every frame: adding frames changes no other frame's questions.
+        rng = random.Random(f"{args.seed} {sample['token']}")
+        scenes[sample["scene_token"]]["key_frames"][sample["token"]] = {
+            "key_object_infos": _key_object_infos(objects),
+            "QA": {category: [] for category in CATEGORIES}
+            | {"perception": [_drivelm_row(row) for row in perception_questions([o.item for o in objects], rng)]},
+            "image_paths": {
+                channel: f"../nuscenes/{sensor.path}"
+                for channel, sensor in read_sensors(nusc, sample).items()
+                if channel in SECTORS
+            },
+        }
+    return scenes
+
+
+def _drivelm_row(row: dict[str, str]) -> dict[str, str | None]:
+    return row | dict.fromkeys(("C", "con_up", "con_down", "cluster", "layer"))
+
+
+def _key_object_infos(objects: list[Annotated]) -> dict[str, dict[str, Any]]:
+    bounds = {annotated.item: annotated.bounds for annotated in objects}
+    infos = {}
+    for number, item in enumerate(choose_key_objects([annotated.item for annotated in objects]), start=1):
+        infos[object_tag(number, item)] = {
+            "Category": KINDS.get(item.name, "Vehicle"),
+            "Status": observed_status(item),
+            "Visual_description": describe(item),
+            "2d_bbox": [round(value, 1) for value in bounds[item]],
+        }
+    return infos
+
+
+def _read_drivelm(path: Path) -> dict[str, Any]:
+    try:
+        scenes = json.loads(path.read_text(encoding="utf-8"))
+        for scene in scenes.values():
+            for frame in scene["key_frames"].values():
+                frame["image_paths"], frame["QA"]  # noqa: B018  both are used further on
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--drivelm_json {path} is no complete JSON file: {error}") from error
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"--drivelm_json {path} is not in DriveLM's format "
+            f"{{scene: {{key_frames: {{frame: {{QA, image_paths}}}}}}}}: {type(error).__name__}: {error}"
+        ) from error
+    return scenes
+
+
+def _render(view: str, nusc: NuScenes, sample: dict[str, Any], sensors: dict[str, Sensor]) -> Image.Image:
+    if view == "LIDAR_BEV":
+        return render_lidar(read_lidar(nusc, sensors, sample))
+    return render_map(nusc, sample, reference_pose(sensors, sample))
+
+
+def _calibration_rows(scene_token: str, token: str, sensors: dict[str, Sensor]) -> Iterator[dict[str, Any]]:
+    for sensor in sensors.values():
+        yield {
+            "scene_token": scene_token,
+            "frame_token": token,
+            "channel": sensor.channel,
+            "width": sensor.size[0],
+            "height": sensor.size[1],
+            "intrinsic": sensor.intrinsic.ravel().tolist(),
+            "ego_from_sensor": sensor.ego_from_sensor.ravel().tolist(),
+            "global_from_ego": sensor.global_from_ego.ravel().tolist(),
+        }
+
+
+def _find_sample(nusc: NuScenes, token: str | None) -> dict[str, Any]:
+    if token is None:
+        return nusc.sample[0]
+    for sample in nusc.sample:
+        if sample["token"] == token:
+            return sample
+    raise ValueError(f"--frame_token {token} is none of the {len(nusc.sample)} samples of {nusc.version}.")
+
+
+def _link(link: Path, target: Path) -> None:
+    """Point `link` at `target`, so that DriveLM's paths `../nuscenes/samples/...` are found from the output folder."""
+    if link.is_symlink():
+        link.unlink()
+    elif link.exists():
+        raise ValueError(
+            f"{link} is in the way: this stage puts a link to --dataroot there. Use another --output_dir."
+        )
+    link.symlink_to(target.resolve(), target_is_directory=True)
+
+
+def _save_image(image: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _replace(path, image.save)
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Write under a temporary name and rename, so that a file is complete or absent."""
+    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    write(temporary)
+    os.replace(temporary, path)
+
+
+def _listing(folder: Path) -> str:
+    if not folder.is_dir():
+        return "nothing, it does not exist"
+    return ", ".join(sorted(entry.name for entry in folder.iterdir())[:12]) or "nothing"
+
+
+def _summary(output_dir: Path, counts: dict[str, Any]) -> str:
+    lines = [
+        f"{output_dir}: " + ", ".join(f"{value} {key}" for key, value in counts.items() if isinstance(value, int))
+    ]
+    lines += [f"  {number} boxes left out: {reason}" for reason, number in counts["boxes left out"].items()]
+    return "\n".join(lines)

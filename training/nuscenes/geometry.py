@@ -1,0 +1,296 @@
+"""Where the boxes of a nuScenes key frame are: in the camera images, around the ego car, and in which sector.
+
+Geometry comes from the real nuscenes-devkit, which is imported inside the functions because it is an optional extra.
+Frames: global (map) -> ego (x forward, y left, z up, origin on the ground below the rear axle) -> sensor (a camera's z
+looks ahead). Every sensor has an ego pose of its own, because sensors do not fire at the same moment.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from training.data.questions import SECTORS, SceneObject
+
+if TYPE_CHECKING:
+    from nuscenes.nuscenes import NuScenes
+
+CATEGORIES: dict[str, str] = {
+    "vehicle.car": "car",
+    "vehicle.emergency.police": "car",
+    "vehicle.emergency.ambulance": "truck",
+    "vehicle.truck": "truck",
+    "vehicle.bus": "bus",
+    "vehicle.trailer": "trailer",
+    "vehicle.construction": "construction vehicle",
+    "vehicle.bicycle": "bicycle",
+    "vehicle.motorcycle": "motorcycle",
+    "human.pedestrian.adult": "pedestrian",
+    "human.pedestrian.child": "pedestrian",
+    "human.pedestrian.construction_worker": "pedestrian",
+    "human.pedestrian.police_officer": "pedestrian",
+    "human.pedestrian.wheelchair": "pedestrian",
+    "human.pedestrian.stroller": "pedestrian",
+    "human.pedestrian.personal_mobility": "pedestrian",
+    "movable_object.barrier": "barrier",
+    "movable_object.trafficcone": "traffic cone",
+}
+"""nuScenes categories and DriveLM's words for them; a prefix up to a dot is enough (vehicle.bus.rigid).
+
+nuScenes does not annotate traffic lights, so no question from boxes is about them."""
+
+ATTRIBUTES: dict[str, str] = {
+    "vehicle.moving": "moving",
+    "vehicle.parked": "parked",
+    "vehicle.stopped": "stopped",
+    "pedestrian.moving": "moving",
+    "pedestrian.standing": "standing",
+    "cycle.with_rider": "with rider",
+    "cycle.without_rider": "without rider",
+}
+
+EDGES = ((0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4), (1, 5), (2, 6), (3, 7))
+"""The twelve edges of a box, as pairs of the devkit's corners: 0-3 are the front face, 4-7 the rear face."""
+
+NEAR = 0.1
+"""Metres in front of a camera where boxes are cut off; what is behind it has no image."""
+
+DRIVELM_SIZE = (1600, 900)
+"""Width and height of the images that DriveLM's coordinates refer to."""
+
+HIDDEN_LEVEL = "v0-40"
+"""The nuScenes visibility level that nobody can be asked about: at most 40 % of the object shows in all cameras."""
+
+
+@dataclass(frozen=True)
+class Sensor:
+    """Calibration and pose of one sensor at one key frame.
+
+    Attributes:
+        channel: for example CAM_FRONT or LIDAR_TOP.
+        path: the sensor's file, relative to the data root.
+        size: (width, height) of the image in pixels, (0, 0) for a LiDAR.
+        intrinsic: (3, 3) pinhole matrix in pixels; empty (0, 0) for a LiDAR.
+        ego_from_sensor: (4, 4), metres.
+        global_from_ego: (4, 4), metres, at the moment the sensor fired.
+    """
+
+    channel: str
+    path: str
+    size: tuple[int, int]
+    intrinsic: np.ndarray
+    ego_from_sensor: np.ndarray
+    global_from_ego: np.ndarray
+
+    @property
+    def sensor_from_global(self) -> np.ndarray:
+        """(4, 4), metres."""
+        return np.linalg.inv(self.global_from_ego @ self.ego_from_sensor)
+
+
+@dataclass(frozen=True)
+class SeenBox:
+    """The image of a 3-D box in one camera.
+
+    Attributes:
+        bounds: (left, top, right, bottom) in pixels, cut off at the image's borders.
+        share: share of the box's image that lies inside the borders, 0..1.
+        offset: distance of its middle from the middle of the image, 0 (centre) .. 1 (left or right border).
+    """
+
+    bounds: tuple[float, float, float, float]
+    share: float
+    offset: float
+
+    @property
+    def extent(self) -> float:
+        """The longer side of `bounds`, in pixels."""
+        return max(self.bounds[2] - self.bounds[0], self.bounds[3] - self.bounds[1])
+
+
+def read_sensors(nusc: NuScenes, sample: dict[str, Any]) -> dict[str, Sensor]:
+    """Calibration and ego pose of every sensor of a key frame, by channel."""
+    from nuscenes.utils.geometry_utils import transform_matrix
+    from pyquaternion import Quaternion
+
+    sensors = {}
+    for channel, token in sample["data"].items():
+        data = nusc.get("sample_data", token)
+        calibration = nusc.get("calibrated_sensor", data["calibrated_sensor_token"])
+        pose = nusc.get("ego_pose", data["ego_pose_token"])
+        sensors[channel] = Sensor(
+            channel=channel,
+            path=data["filename"],
+            size=(data["width"], data["height"]),
+            intrinsic=np.array(calibration["camera_intrinsic"], dtype=float).reshape(-1, 3),
+            ego_from_sensor=transform_matrix(calibration["translation"], Quaternion(calibration["rotation"])),
+            global_from_ego=transform_matrix(pose["translation"], Quaternion(pose["rotation"])),
+        )
+    return sensors
+
+
+def reference_pose(sensors: dict[str, Sensor], sample: dict[str, Any]) -> np.ndarray:
+    """(4, 4) `global_from_ego` of the key frame: at the LiDAR's moment, at a camera's where there is no LiDAR.
+
+    Raises:
+        ValueError: the key frame has neither.
+    """
+    for channel in ("LIDAR_TOP", "CAM_FRONT", *SECTORS):
+        if channel in sensors:
+            return sensors[channel].global_from_ego
+    raise ValueError(
+        f"Key frame {sample['token']} needs LIDAR_TOP or one of {', '.join(SECTORS)} to know where the ego car is; "
+        f"it has {', '.join(sensors) or 'no sensor data'}."
+    )
+
+
+def transform(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Apply a (4, 4) matrix to points (3, N) -> (3, N)."""
+    return matrix[:3, :3] @ points + matrix[:3, 3:]
+
+
+def box_edges(camera: Sensor, corners: np.ndarray) -> np.ndarray:
+    """Project the edges of a box into a camera, cut off at `NEAR` metres in front of it and not at the borders.
+
+    Args:
+        camera: the camera.
+        corners: (3, 8) in the global frame, in the devkit's order.
+
+    Returns:
+        (E, 2, 2) pixels, E <= 12: the two ends (x, y) of every edge that is in front of the camera at least in part.
+    """
+    from nuscenes.utils.geometry_utils import view_points
+
+    points = transform(camera.sensor_from_global, corners)  # (3, 8) in the camera's frame
+    ends = []
+    for first, second in EDGES:
+        a, b = points[:, first], points[:, second]
+        if max(a[2], b[2]) <= NEAR:
+            continue
+        if min(a[2], b[2]) < NEAR:
+            cut = a + (b - a) * (NEAR - a[2]) / (b[2] - a[2])
+            a, b = (cut, b) if a[2] < NEAR else (a, cut)
+        ends.append(np.stack([a, b], axis=1))  # (3, 2)
+    if not ends:
+        return np.zeros((0, 2, 2))
+    pixels = view_points(np.concatenate(ends, axis=1), camera.intrinsic, normalize=True)[:2]  # (2, 2 E)
+    return pixels.T.reshape(-1, 2, 2)
+
+
+def see_box(camera: Sensor, corners: np.ndarray) -> SeenBox | None:
+    """The image of a box (corners (3, 8), global frame) in a camera, None if it lies outside."""
+    edges = box_edges(camera, corners)
+    if len(edges) == 0:
+        return None
+    left, top = edges.min(axis=(0, 1))
+    right, bottom = edges.max(axis=(0, 1))
+    width, height = camera.size
+    inside = (max(left, 0.0), max(top, 0.0), min(right, float(width)), min(bottom, float(height)))
+    if inside[0] >= inside[2] or inside[1] >= inside[3]:
+        return None
+    share = (inside[2] - inside[0]) * (inside[3] - inside[1]) / ((right - left) * (bottom - top))
+    offset = abs((inside[0] + inside[2]) / width - 1)
+    bounds = (float(inside[0]), float(inside[1]), float(inside[2]), float(inside[3]))
+    return SeenBox(bounds, float(share), float(offset))
+
+
+def best_camera(sensors: dict[str, Sensor], corners: np.ndarray) -> tuple[str, SeenBox] | None:
+    """The camera that sees a box best: the largest share of it inside the image, then closest to the middle.
+
+    Returns:
+        (camera, what it sees), or None if no camera sees the box (corners (3, 8), global frame).
+    """
+    seen = {name: see_box(sensors[name], corners) for name in SECTORS if name in sensors}
+    found = {name: view for name, view in seen.items() if view is not None}
+    if not found:
+        return None
+    # Shares are compared to a tenth: where two cameras overlap, 0.98 against 1.0 says less than being near the middle.
+    name = max(found, key=lambda name: (round(found[name].share, 1), -found[name].offset))
+    return name, found[name]
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """An object of the questions, with the box in its camera: bounds in pixels of a 1600x900 image."""
+
+    item: SceneObject
+    bounds: tuple[float, float, float, float]
+
+
+def read_objects(
+    nusc: NuScenes, sample: dict[str, Any], *, min_pixels: float, max_distance: float, skipped: Counter[str]
+) -> list[Annotated]:
+    """The annotated objects of a key frame that a person could make out in the images.
+
+    Args:
+        nusc: the devkit's tables.
+        sample: a record of the sample table.
+        min_pixels: the box's longer side must have this many pixels (of a 1600x900 image) in its best camera.
+        max_distance: in metres from the ego car.
+        skipped: counts, by reason, the boxes that are left out.
+    """
+    sensors = read_sensors(nusc, sample)
+    ego_from_global = np.linalg.inv(reference_pose(sensors, sample))
+    objects = []
+    for token in sample["anns"]:
+        annotation = nusc.get("sample_annotation", token)
+        name = class_word(annotation["category_name"])
+        if name is None:
+            skipped[f"category {annotation['category_name']} has no word in DriveLM"] += 1
+            continue
+        if not _can_be_seen(nusc, annotation):
+            skipped["hidden (visibility below 40 %, or none given and no LiDAR or radar point)"] += 1
+            continue
+        position = transform(ego_from_global, np.array(annotation["translation"], dtype=float)[:, None])[:, 0]
+        distance = float(np.hypot(position[0], position[1]))
+        if distance > max_distance:
+            skipped[f"further than {max_distance:g} m"] += 1
+            continue
+        best = best_camera(sensors, nusc.get_box(token).corners())
+        if best is None:
+            skipped["outside all cameras"] += 1
+            continue
+        camera, seen = best
+        bounds = _in_drivelm_pixels(seen.bounds, sensors[camera].size)
+        if max(bounds[2] - bounds[0], bounds[3] - bounds[1]) < min_pixels:
+            skipped[f"smaller than {min_pixels:g} pixels"] += 1
+            continue
+        center = ((bounds[0] + bounds[2]) / 2, (bounds[1] + bounds[3]) / 2)
+        item = SceneObject(name, camera, center, distance, read_status(nusc, annotation))
+        objects.append(Annotated(item, bounds))
+    return objects
+
+
+def class_word(category: str) -> str | None:
+    """DriveLM's word for a nuScenes category, None if it has none: `vehicle.bus.rigid` -> `bus`."""
+    parts = category.split(".")
+    for length in range(len(parts), 0, -1):
+        word = CATEGORIES.get(".".join(parts[:length]))
+        if word is not None:
+            return word
+    return None
+
+
+def read_status(nusc: NuScenes, annotation: dict[str, Any]) -> str | None:
+    """The status from the annotation's attributes, None if it has none that DriveLM has a word for."""
+    for token in annotation["attribute_tokens"]:
+        status = ATTRIBUTES.get(nusc.get("attribute", token)["name"])
+        if status is not None:
+            return status
+    return None
+
+
+def _can_be_seen(nusc: NuScenes, annotation: dict[str, Any]) -> bool:
+    if annotation["visibility_token"]:
+        return nusc.get("visibility", annotation["visibility_token"])["level"] != HIDDEN_LEVEL
+    return annotation["num_lidar_pts"] + annotation["num_radar_pts"] > 0
+
+
+def _in_drivelm_pixels(
+    bounds: tuple[float, float, float, float], size: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    x, y = DRIVELM_SIZE[0] / size[0], DRIVELM_SIZE[1] / size[1]
+    return bounds[0] * x, bounds[1] * y, bounds[2] * x, bounds[3] * y

@@ -1,0 +1,424 @@
+"""What stands where in a toy frame: cameras, road, objects. No pixels, no words.
+
+Everything is in the ego frame of nuScenes: x forward, y left, z up, metres, origin on the ground under the rear axle.
+A frame is a function of (seed, scene number, frame number) alone, so any number of processes gives the same world.
+
+The six cameras have round numbers in nuScenes' style: five with 65 degrees of view and one wide one to the back; what
+they cover overlaps a little. Objects are placed so that one camera has most of an object and no other has more than a
+sliver of it, or "to the front left" would have two answers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from pyquaternion import Quaternion
+
+from training.data.questions import SECTORS, STATUSES
+
+Array = NDArray[np.float64]
+
+CAMERAS = tuple(SECTORS)
+"""The six, in canonical order; from here and not from smoldriver_hf, which would load torch in every worker."""
+
+TAG_WIDTH, TAG_HEIGHT = 1600, 900
+"""Pixels of the image that DriveLM's tags refer to, whatever the size of the pictures."""
+
+# translation (x, y, z), yaw in degrees, focal length in pixels of a 1600x900 image
+_MOUNTING: dict[str, tuple[tuple[float, float, float], float, float]] = {
+    "CAM_FRONT_LEFT": ((1.50, 0.50, 1.50), 55.0, 1260.0),
+    "CAM_FRONT": ((1.70, 0.00, 1.50), 0.0, 1260.0),
+    "CAM_FRONT_RIGHT": ((1.50, -0.50, 1.50), -55.0, 1260.0),
+    "CAM_BACK_LEFT": ((1.00, 0.50, 1.55), 110.0, 1260.0),
+    "CAM_BACK": ((0.00, 0.00, 1.60), 180.0, 810.0),
+    "CAM_BACK_RIGHT": ((1.00, -0.50, 1.55), -110.0, 1260.0),
+}
+_PRINCIPAL_POINT = (800.0, 480.0)
+# camera axes (x right, y down, z forward) of a camera that looks along the ego frame's x axis
+_LOOKING_FORWARD = Quaternion(matrix=np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]]))
+
+WEATHERS = ("day", "night", "rain", "fog")
+DIRECTIONS = ("straight", "left", "right")
+SPEEDS = ("not moving", "slow", "normal", "fast")
+METRES_PER_SECOND = {"not moving": 0.0, "slow": 3.0, "normal": 8.0, "fast": 15.0}
+CURVATURE = {"straight": 0.0, "left": 1 / 50, "right": -1 / 50}  # 1/m, positive to the left
+LANES = 3
+LANE_WIDTH = 3.5
+LIGHTS = (None, "red", "green")
+
+# length, width, height in metres. Small things are a little larger than life: a picture may be 112 pixels wide.
+SIZES: dict[str, tuple[float, float, float]] = {
+    "car": (4.4, 1.9, 1.7),
+    "truck": (7.5, 2.6, 3.3),
+    "bus": (10.0, 2.8, 3.3),
+    "construction vehicle": (5.6, 2.6, 3.3),
+    "pedestrian": (0.8, 0.8, 1.9),
+    "bicycle": (1.9, 0.7, 1.2),
+    "motorcycle": (2.2, 0.9, 1.3),
+    "barrier": (0.6, 2.4, 1.1),
+    "traffic cone": (0.8, 0.8, 1.15),
+    "traffic light": (0.5, 1.1, 2.6),
+}
+RIDDEN_HEIGHT = 1.95
+CLASSES = tuple(name for name in SIZES if name != "traffic light")  # traffic lights have a place of their own
+COLOURS: dict[str, tuple[str, ...]] = {
+    "car": ("white", "blue", "green"),
+    "truck": ("brown", "gray"),
+    "bus": ("yellow", "purple"),
+    "construction vehicle": ("orange",),
+    "pedestrian": ("pink", "cyan"),
+    "bicycle": ("light green",),
+    "motorcycle": ("red",),
+    "barrier": ("red and white",),
+    "traffic cone": ("orange",),
+    "traffic light": ("black",),
+}
+_RANGE: dict[str, tuple[float, float]] = {  # metres from the ego car's origin to the object's centre
+    "car": (7.5, 18.0),
+    "truck": (10.0, 22.0),
+    "bus": (11.0, 24.0),
+    "construction vehicle": (8.5, 18.0),
+    "pedestrian": (5.5, 11.0),
+    "bicycle": (5.5, 10.5),
+    "motorcycle": (5.5, 11.5),
+    "barrier": (5.5, 11.5),
+    "traffic cone": (5.0, 9.0),
+}
+LARGE = ("truck", "bus", "construction vehicle")
+_SECTOR_WIDTH = {"CAM_BACK": 80.0}
+_DEFAULT_SECTOR_WIDTH = 50.0  # degrees of azimuth in which centres are drawn
+_GROUPS = ((0, 34), (1, 44), (2, 22))  # groups of one class in a sector: (number, weight)
+_GROUP_SIZES = ((1, 50), (2, 30), (3, 20))
+_LARGE_GROUP_SIZES = ((1, 75), (2, 25))
+_EGO_HALF_WIDTH, _EGO_BACK, _EGO_FRONT = 1.0, -1.5, 4.0
+_ATTEMPTS = 25
+_GAP = 0.4  # metres between two objects
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A pinhole camera at a picture size: intrinsics in pixels, pose in the ego frame.
+
+    `rotation` turns camera axes (x right, y down, z forward) into ego axes, as nuScenes' `calibrated_sensor` does.
+    Pixel (column i, row j) is the ray through (i, j): centres are whole numbers.
+    """
+
+    name: str
+    width: int
+    height: int
+    translation: tuple[float, float, float]
+    rotation: Quaternion
+    intrinsic: tuple[tuple[float, float, float], ...]
+
+    @cached_property
+    def axes(self) -> Array:
+        """The camera's axes in the ego frame, in columns, (3, 3)."""
+        return self.rotation.rotation_matrix
+
+    def to_camera(self, points: Array) -> Array:
+        """Ego frame (n, 3) -> camera frame (n, 3)."""
+        return (points - np.array(self.translation)) @ self.axes
+
+    def project(self, points: Array) -> Array:
+        """Camera frame (n, 3) with positive z -> pixels (n, 2)."""
+        focal, (cx, cy) = self.intrinsic[0][0], (self.intrinsic[0][2], self.intrinsic[1][2])
+        return points[:, :2] / points[:, 2:] * focal + (cx, cy)
+
+
+@cache
+def cameras(width: int) -> dict[str, Camera]:
+    """The six cameras by name for pictures `width` pixels wide and 9/16 of that high.
+
+    Raises:
+        ValueError: the width is not a positive multiple of 16, so that the height is no whole number.
+    """
+    if width < 16 or width % 16:
+        raise ValueError(f"the picture width must be a multiple of 16, so that the height is 9/16 of it; got {width}")
+    scale = width / TAG_WIDTH
+    rig = {}
+    for name in CAMERAS:
+        translation, yaw, focal = _MOUNTING[name]
+        rotation = Quaternion(axis=(0, 0, 1), degrees=yaw) * _LOOKING_FORWARD
+        cx, cy = (value * scale for value in _PRINCIPAL_POINT)
+        intrinsic = ((focal * scale, 0.0, cx), (0.0, focal * scale, cy), (0.0, 0.0, 1.0))
+        rig[name] = Camera(name, width, width * 9 // 16, translation, rotation, intrinsic)
+    return rig
+
+
+@dataclass(frozen=True)
+class ToyObject:
+    """A box on the ground (a traffic light hangs) in the ego frame.
+
+    Attributes:
+        name, status: as in `training.data.questions.STATUSES`.
+        turn: "straight", "left" or "right"; only a moving vehicle turns.
+        colour: a word of `COLOURS[name]`.
+        center: (x, y, z) of the box's centre. size: (length, width, height). yaw: radians.
+        along, across: metres along the road and to the left of the middle of the ego lane.
+    """
+
+    name: str
+    status: str | None
+    turn: str
+    colour: str
+    center: tuple[float, float, float]
+    size: tuple[float, float, float]
+    yaw: float
+    along: float
+    across: float
+
+    @property
+    def rotation(self) -> Quaternion:
+        return Quaternion(axis=(0, 0, 1), radians=self.yaw)
+
+    @cached_property
+    def axes(self) -> Array:
+        """The object's axes in the ego frame, in columns, (3, 3)."""
+        return self.rotation.rotation_matrix
+
+    def to_ego(self, points: Array) -> Array:
+        """Object frame (x forward, y left, origin at the middle of the bottom) -> ego frame, both (n, 3)."""
+        bottom = np.array(self.center) - (0, 0, self.size[2] / 2)
+        return points @ self.axes.T + bottom
+
+    def corners(self) -> Array:
+        """The box's corners in the ego frame, (8, 3)."""
+        length, width, height = self.size
+        signs = np.array([(x, y, z) for x in (-0.5, 0.5) for y in (-0.5, 0.5) for z in (0, 1)])
+        return self.to_ego(signs * (length, width, height))
+
+    @cached_property
+    def distance(self) -> float:
+        """Metres on the ground from the ego car's origin to the nearest point of the box's footprint."""
+        local = self.axes.T @ (-self.center[0], -self.center[1], 0.0)
+        beyond = np.maximum(np.abs(local[:2]) - np.array(self.size[:2]) / 2, 0.0)
+        return float(np.hypot(*beyond))
+
+
+@dataclass(frozen=True)
+class ToyFrame:
+    """One key frame: the state of the world and the ego car."""
+
+    seed: int
+    scene: int
+    frame: int
+    weather: str
+    direction: str
+    speed: str
+    ego_lane: int  # 0 is the leftmost
+    light: str | None
+    objects: tuple[ToyObject, ...]
+
+    @property
+    def curvature(self) -> float:
+        return CURVATURE[self.direction]
+
+    @property
+    def token(self) -> str:
+        """DriveLM's frame token, which is nuScenes' sample token."""
+        return token(self.seed, "sample", self.scene, self.frame)
+
+    @property
+    def scene_token(self) -> str:
+        return token(self.seed, "scene", self.scene)
+
+    def random(self, purpose: str) -> random.Random:
+        """A generator of this frame's own for one purpose."""
+        return random.Random(f"{self.seed}/{self.scene}/{self.frame}/{purpose}")
+
+
+def token(seed: int, *parts: object) -> str:
+    """32 hex digits, nuScenes' style, from what the token stands for."""
+    text = "/".join(["toyworld", str(seed), *map(str, parts)])
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def road_coordinates(x: Array, y: Array, curvature: float) -> tuple[Array, Array]:
+    """Ego frame -> (metres along the road, metres to the left of the ego lane's middle); the road is an arc."""
+    if curvature == 0:
+        return x, y
+    radius = 1 / abs(curvature)
+    side = math.copysign(1.0, curvature)
+    return np.arctan2(x, radius - side * y) * radius, side * (radius - np.hypot(x, side * y - radius))
+
+
+def from_road(along: float, across: float, curvature: float) -> tuple[float, float, float]:
+    """(along, across) -> (x, y, heading of the road there in radians)."""
+    if curvature == 0:
+        return along, across, 0.0
+    heading = along * curvature
+    radius = 1 / curvature - across
+    return radius * math.sin(heading), 1 / curvature - radius * math.cos(heading), heading
+
+
+def lane_offset(frame: ToyFrame, item: ToyObject) -> int | None:
+    """Lanes to the left of the ego lane (negative: to the right); None off the road."""
+    lanes = round(item.across / LANE_WIDTH)
+    return lanes if 0 <= frame.ego_lane - lanes < LANES else None
+
+
+def in_ego_path(frame: ToyFrame, item: ToyObject) -> bool:
+    """Whether it stands in the ego lane ahead."""
+    return item.name != "traffic light" and item.along > 0 and abs(item.across) < LANE_WIDTH / 2
+
+
+def road_edges(ego_lane: int) -> tuple[float, float]:
+    """Metres to the left of the ego lane's middle of the road's left and right edge."""
+    return (ego_lane + 0.5) * LANE_WIDTH, (ego_lane + 0.5 - LANES) * LANE_WIDTH
+
+
+def sample_frame(
+    seed: int, scene: int, frame: int, frames_per_scene: int, weathers: Sequence[str] = WEATHERS
+) -> ToyFrame:
+    """Draw one key frame.
+
+    Weather belongs to the scene. Weather, behaviour of the ego car and traffic light go through shuffled rounds of
+    all their values, so that each is as frequent as the others. Key frames of a scene are far apart in time: they
+    share road, weather and skyline, and meet other objects.
+    """
+    number = scene * frames_per_scene + frame
+    behaviours = [(direction, speed) for direction in DIRECTIONS for speed in SPEEDS]
+    weather = _in_turn(seed, "weather", weathers, scene)
+    direction, speed = _in_turn(seed, "behaviour", behaviours, number)
+    light = _in_turn(seed, "light", LIGHTS, number)
+    ego_lane = _in_turn(seed, "lane", range(LANES), number)
+    bare = ToyFrame(seed, scene, frame, weather, direction, speed, ego_lane, light, ())
+    objects = tuple(_sample_objects(bare, bare.random("objects")))
+    return ToyFrame(seed, scene, frame, weather, direction, speed, ego_lane, light, objects)
+
+
+def _in_turn(seed: int, purpose: str, values, number: int):
+    """The `number`-th value of endless rounds through `values`, each round shuffled."""
+    order = list(values)
+    random.Random(f"{seed}/{purpose}/{number // len(order)}").shuffle(order)
+    return order[number % len(order)]
+
+
+def _sample_objects(frame: ToyFrame, rng: random.Random) -> list[ToyObject]:
+    placed: list[ToyObject] = []
+    if frame.light is not None:
+        placed.append(_place_light(frame, rng))
+    sectors = list(CAMERAS)
+    rng.shuffle(sectors)  # who comes first has more room: no camera shall always be first
+    for camera in sectors:
+        for name in rng.sample(CLASSES, _weighted(rng, _GROUPS)):
+            for _ in range(_weighted(rng, _LARGE_GROUP_SIZES if name in LARGE else _GROUP_SIZES)):
+                item = _place(frame, camera, name, placed, rng)
+                if item is not None:
+                    placed.append(item)
+    return placed
+
+
+def _weighted(rng: random.Random, choices: tuple[tuple[int, int], ...]) -> int:
+    values, weights = zip(*choices, strict=True)
+    return rng.choices(values, weights)[0]
+
+
+def _place_light(frame: ToyFrame, rng: random.Random) -> ToyObject:
+    """A traffic light ahead, over the lane or beside it; always well inside the front view."""
+    along = rng.uniform(11.5, 15.0)
+    x = along
+    y = rng.uniform(-0.24, 0.24) * x
+    heading = float(from_road(along, 0.0, frame.curvature)[2])
+    s, d = road_coordinates(np.array(x), np.array(y), frame.curvature)
+    size = SIZES["traffic light"]
+    return ToyObject(
+        "traffic light", frame.light, "straight", "black", (x, y, 3.75), size, heading, float(s), float(d)
+    )
+
+
+def _place(frame: ToyFrame, camera: str, name: str, placed: list[ToyObject], rng: random.Random) -> ToyObject | None:
+    """Draw an object for a camera's sector; None if it found no free place in a fair number of attempts."""
+    status = rng.choice(STATUSES[name]) if STATUSES[name] else None
+    colour = rng.choice(COLOURS[name])
+    length, width, height = (side * rng.uniform(0.94, 1.06) for side in SIZES[name])
+    if status == "with rider":
+        height = RIDDEN_HEIGHT * rng.uniform(0.97, 1.03)
+    vehicle = status in ("moving", "parked", "stopped") and name != "pedestrian"
+    turn = rng.choice(DIRECTIONS) if vehicle and status == "moving" else "straight"
+    near, far = _RANGE[name]
+    if camera == "CAM_FRONT":  # this camera sits far before the origin
+        near, far = near + 1.5, far + 1.5
+    elif camera == "CAM_BACK":  # and this wide one shows everything smaller
+        near, far = near * 0.8, far * 0.8
+    half = _SECTOR_WIDTH.get(camera, _DEFAULT_SECTOR_WIDTH) / 2
+    for _ in range(_ATTEMPTS):
+        azimuth = math.radians(_MOUNTING[camera][1] + rng.uniform(-half, half))
+        distance = rng.uniform(near, far)
+        x, y = distance * math.cos(azimuth), distance * math.sin(azimuth)
+        s, d = (float(v) for v in road_coordinates(np.array(x), np.array(y), frame.curvature))
+        lane = round(d / LANE_WIDTH)
+        if vehicle and status != "parked" and 0 <= frame.ego_lane - lane < LANES:
+            d = lane * LANE_WIDTH + rng.uniform(-0.25, 0.25)  # traffic keeps to the lanes
+        x, y, heading = from_road(s, d, frame.curvature)
+        yaw = heading + _turned(name, status, turn, rng)
+        item = ToyObject(name, status, turn, colour, (x, y, height / 2), (length, width, height), yaw, s, d)
+        if _fits(item, placed) and _belongs_to(item, camera):
+            return item
+    return None
+
+
+def _turned(name: str, status: str | None, turn: str, rng: random.Random) -> float:
+    """Radians between the road and where an object faces."""
+    if turn != "straight":
+        return math.radians(20 if turn == "left" else -20)
+    if name == "pedestrian":
+        return rng.uniform(-math.pi, math.pi)
+    if name in ("bicycle", "motorcycle"):
+        return math.radians(rng.choice((0, 45, -45, 90, -90)) + rng.uniform(-8, 8))
+    if name in ("barrier", "traffic cone"):
+        return math.radians(rng.choice((0, 90)) + rng.uniform(-15, 15))
+    return math.radians(rng.uniform(-5, 5) if status == "parked" else rng.uniform(-2, 2))
+
+
+def _fits(item: ToyObject, placed: list[ToyObject]) -> bool:
+    x, y = item.center[0], item.center[1]
+    ego = ToyObject("car", None, "straight", "", ((_EGO_BACK + _EGO_FRONT) / 2, 0, 0.8), (5.5, 2.0, 1.6), 0.0, 0, 0)
+    for other in (ego, *placed):
+        if other.name == "traffic light":  # it hangs above
+            continue
+        apart = math.hypot(x - other.center[0], y - other.center[1])
+        if apart < (math.hypot(*item.size[:2]) + math.hypot(*other.size[:2])) / 2 + _GAP and _overlap(item, other):
+            return False
+    return True
+
+
+def _overlap(a: ToyObject, b: ToyObject) -> bool:
+    """Whether two footprints come closer than `_GAP`: separating axis test."""
+    between = np.array([b.center[0] - a.center[0], b.center[1] - a.center[1]])
+    axes = np.array(
+        [(math.cos(yaw + turn), math.sin(yaw + turn)) for yaw in (a.yaw, b.yaw) for turn in (0, math.pi / 2)]
+    )
+    reach = np.zeros(4)
+    for item, first in ((a, 0), (b, 2)):
+        sides = axes[first : first + 2] * (np.array(item.size[:2]) / 2)[:, None]  # (2 half sides, 2)
+        reach += np.abs(axes @ sides.T).sum(axis=1)
+    return bool((np.abs(axes @ between) < reach + _GAP).all())
+
+
+def _belongs_to(item: ToyObject, camera: str) -> bool:
+    """Whether this camera has most of the object's width and no other camera has more than a sliver."""
+    corners = item.corners()
+    shares = {name: _share_in_view(rig, corners) for name, rig in cameras(TAG_WIDTH).items()}
+    return shares.pop(camera) >= 0.75 and max(shares.values()) <= 0.12
+
+
+def _share_in_view(camera: Camera, corners: Array) -> float:
+    """The share of the projected box's width that lies in the picture; parts behind the camera do not."""
+    local = camera.to_camera(corners)
+    if (local[:, 2] <= 0.1).all():
+        return 0.0
+    angles = np.arctan2(local[:, 0], local[:, 2])  # to the right of the optical axis; sound behind the camera too
+    left, right = angles.min(), angles.max()
+    if right - left > math.pi:  # astride the seam behind the camera
+        return 0.0
+    focal, cx = camera.intrinsic[0][0], camera.intrinsic[0][2]
+    view = math.atan2(-cx, focal), math.atan2(camera.width - cx, focal)
+    return max(0.0, min(right, view[1]) - max(left, view[0])) / (right - left)
