@@ -3,7 +3,7 @@
     python -m benchmarks.engines --checkpoint outputs/benchmark/seed0/smoldriver/merge \
         --data outputs/benchmark/common/prepare
 
-`fp32` and `int8` are the presets of `smoldriver_hf.loading_smoldriver`; `onnx` and `onnx-int8` are what
+`fp32` and `int8` are the presets of `smoldriver_hf.precision_smoldriver`; `onnx` and `onnx-int8` are what
 `python -m hub_export onnx` makes, run by its runner in ONNX Runtime. Reported: accuracy on frames of the test split,
 the share of answers that are those of `fp32` word for word, megabytes on disk. Needs what `hub_export.onnx` needs.
 """

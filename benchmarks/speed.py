@@ -42,7 +42,8 @@ from benchmarks.speed_measures import (
 )
 from benchmarks.speed_report import NO_TILES, TILES, write_plots, write_table
 from smoldriver_hf import CAMERAS
-from smoldriver_hf.loading_smoldriver import PRECISIONS, load, set_precision
+from smoldriver_hf.loading_smoldriver import load
+from smoldriver_hf.precision_smoldriver import PRECISIONS, set_precision
 from smoldriver_hf.scene_smoldriver import BATCH_SIZE
 
 SECTIONS = ("flops", "variants", "precision", "memory", "growth")

@@ -10,13 +10,13 @@ from torch import nn
 from transformers import AutoModel, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_smoldriver import SmolDriverConfig
 from .projector_smoldriver import MultiQFormerProjector, QFormer
 from .scene_smoldriver import SmolDriverScene
+from .tower_smoldriver import drop_untrained, height_and_width, patch_grid
 
 # Inputs that belong to the prompt: once it is in the cache they must not be encoded again.
 IMAGE_INPUTS = ("pixel_values", "vision_features", "camera_ids")
@@ -37,68 +37,17 @@ class SmolDriverVisionOutput(BaseModelOutputWithPooling):
 
 
 @dataclass
-class SmolDriverModelOutputWithPast(ModelOutput):
+class SmolDriverModelOutputWithPast(BaseModelOutputWithPast):
     """Output of `SmolDriverModel`; `image_hidden_states` are the visual tokens (images, tokens, text_hidden)."""
 
-    last_hidden_state: torch.FloatTensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
     image_hidden_states: torch.FloatTensor | None = None
 
 
 @dataclass
-class SmolDriverCausalLMOutputWithPast(ModelOutput):
+class SmolDriverCausalLMOutputWithPast(CausalLMOutputWithPast):
     """Output with logits; `loss` is the mean next-token loss over the labels that are not -100."""
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
     image_hidden_states: torch.FloatTensor | None = None
-
-
-def height_and_width(image_size: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
-    """(height, width) in pixels of an image size given as one side or as both."""
-    return (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
-
-
-def tower_stride(vision_config) -> int:
-    """Pixels between neighbouring output features: the patch size, doubled at each later stage of a hierarchy."""
-    stages = len(vision_config.depths) if hasattr(vision_config, "depths") else 1
-    return vision_config.patch_size * 2 ** (stages - 1)
-
-
-def patch_grid(vision_config, image_size: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
-    """(rows, columns) of the tower's features for images of `image_size` pixels, side or (height, width).
-
-    Raises:
-        ValueError: no patch fits, or a hierarchical tower would pad its feature map at some stage.
-    """
-    height, width = height_and_width(image_size)
-    stride = tower_stride(vision_config)
-    hierarchical = hasattr(vision_config, "depths")
-    if min(height, width) < stride or (hierarchical and (height % stride or width % stride)):
-        wanted = "multiples of" if hierarchical else "at least"
-        raise ValueError(f"height and width must be {wanted} {stride} pixels for this tower; got {height}x{width}")
-    return height // stride, width // stride
-
-
-def drop_untrained(tower: nn.Module) -> None:
-    """Take away what `last_hidden_state` never reads: it would be saved without ever being trained.
-
-    That is the pooler, CLIP's norm behind its pooled class token, and the mask token of masked pretraining, which
-    stays as a constant because some towers' initialisation expects it.
-    """
-    if isinstance(getattr(tower, "pooler", None), nn.Module):
-        tower.pooler = None
-    if tower.config.model_type == "clip_vision_model":
-        tower.post_layernorm = nn.Identity()
-    for module in tower.modules():
-        mask_token = module._parameters.pop("mask_token", None)
-        if mask_token is not None:
-            module.register_buffer("mask_token", torch.zeros_like(mask_token), persistent=False)
 
 
 def given_images(pixel_values: torch.Tensor | None, vision_features: torch.Tensor | None) -> torch.Tensor:

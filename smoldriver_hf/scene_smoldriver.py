@@ -1,8 +1,7 @@
 """SmolDriverScene: encode what the cameras see once, then answer many questions about it.
 
 All questions about a scene share one prompt prefix, the cameras and their visual tokens. Its keys and values are
-computed once and kept; a question costs its own tokens and its answer, nothing else. Questions of different lengths
-are decoded side by side in a fixed number of rows: a row whose answer is complete takes the next question, so memory
+computed once and kept; a question costs its own tokens and its answer, nothing else (`rows_smoldriver.py`). Memory
 depends on `batch_size`, never on how many questions there are.
 
 ```python
@@ -14,26 +13,18 @@ scene = scene.update({"CAM_FRONT": next_front})         # the tower sees one ima
 ```
 """
 
-import threading
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from .chat_smoldriver import TOKENIZING
+from .rows_smoldriver import ATTENTION, Prefix, Rows, decode
 
 BATCH_SIZE = 32  # rows decoded side by side; a CPU reads the weights once for all of them
 NEW_TOKENS = 20  # where nothing says how long an answer may be, as in `generate`
-PROMPT_TOKENS = 2048  # of all prompts that are read at once, padding included
-CACHE_COLUMNS = 8192  # of all rows; beyond it, very long questions get fewer rows
-ATTENTION = "smoldriver_scene"
-
-# Fast tokenizers fail with "Already borrowed" when a thread changes their padding while another one encodes.
-_TOKENIZING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -51,172 +42,6 @@ class SceneAnswer:
     text: str | None = None
     token_ids: tuple[int, ...] = ()
     error: Exception | None = None
-
-
-class _Running(threading.local):
-    """What this thread's call of the language model reads; None for calls that belong to no scene."""
-
-    rows: "_Rows | None" = None
-
-
-_RUNNING = _Running()
-
-
-def scene_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """SDPA, which within a scene also attends to the prefix, kept once for all rows.
-
-    The queries of all rows meet the prefix in one matrix product, so it is neither copied nor read once per row.
-
-    Args:
-        query: (rows, heads, tokens, head_dim).
-        key, value: (rows, key heads, columns, head_dim), in a scene without the prefix.
-        attention_mask: in a scene, (rows or 1, 1, tokens, columns), added to the scores of `key`.
-
-    Returns:
-        (rows, tokens, heads, head_dim) and None.
-    """
-    rows = _RUNNING.rows
-    if rows is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    assert attention_mask is not None  # `_Rows` always gives one
-    prefix_key, prefix_value = rows.scene.prefix_cache[module.layer_idx]  # (1, key heads, prefix, head_dim)
-    prefix, groups, width = prefix_key.shape[2], key.shape[1], query.shape[3]
-    if len(query) == 1:  # one row: nothing to share
-        key, value = torch.cat([prefix_key, key], dim=2), torch.cat([prefix_value, value], dim=2)
-        mask = torch.nn.functional.pad(attention_mask, (prefix, 0))
-        return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **kwargs)
-
-    batch, heads, tokens, _ = query.shape
-    query = query * (width**-0.5 if scaling is None else scaling)
-    query = query.reshape(batch, groups, -1, width)  # heads that share a key head are neighbours
-    shared = query.transpose(0, 1).reshape(groups, -1, width) @ prefix_key[0].transpose(1, 2)
-    shared = shared.view(groups, batch, -1, prefix).transpose(0, 1)  # (rows, key heads, heads of one · tokens, prefix)
-    own = (query @ key.transpose(2, 3)).unflatten(2, (-1, tokens)) + attention_mask[:, :, None]
-    weights = torch.cat([shared, own.flatten(2, 3)], dim=-1).softmax(-1)
-    context = weights[..., :prefix].transpose(0, 1).reshape(groups, -1, prefix) @ prefix_value[0]
-    context = context.view(groups, batch, -1, width).transpose(0, 1) + weights[..., prefix:] @ value
-    return context.reshape(batch, heads, tokens, width).transpose(1, 2).contiguous(), None
-
-
-ALL_ATTENTION_FUNCTIONS.register(ATTENTION, scene_attention)
-ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
-
-
-class _Window:
-    """Which rows and columns of the row cache the next call of the language model writes and reads."""
-
-    def __init__(self) -> None:
-        self.rows = slice(0, 0)
-        self.columns: slice | tuple[torch.Tensor, torch.Tensor] = slice(0, 0)
-        self.length = 0  # columns that are read
-
-
-class _RowLayer(CacheLayerMixin):
-    """One layer's keys and values behind the prefix, (rows, heads, columns, head_dim), written in place.
-
-    A row's tokens stand without gaps from column 0 on, so rows may have any lengths.
-    """
-
-    def __init__(self, prefix: tuple[torch.Tensor, torch.Tensor], rows: int, columns: int, window: _Window):
-        super().__init__()
-        self.window = window
-        # Zeros: shorter rows hide the columns of longer ones by adding to scores, which does not hide a NaN.
-        self.keys, self.values = (
-            states.new_zeros(rows, states.shape[1], columns, states.shape[3]) for states in prefix
-        )
-        self.is_initialized = True
-
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
-        window = self.window
-        if isinstance(window.columns, slice):  # the same columns in each row: prompts
-            self.keys[window.rows, :, window.columns] = key_states
-            self.values[window.rows, :, window.columns] = value_states
-        else:  # one column per row: answers
-            rows, columns = window.columns
-            self.keys[rows, :, columns] = key_states[:, :, 0]
-            self.values[rows, :, columns] = value_states[:, :, 0]
-        return self.keys[window.rows, :, : window.length], self.values[window.rows, :, : window.length]
-
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        raise NotImplementedError("a row layer is allocated when it is made")
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.window.length, 0
-
-    def get_seq_length(self) -> int:
-        return self.window.length
-
-    def get_max_length(self) -> int:
-        return self.keys.shape[2]
-
-
-class _Rows:
-    """Rows of the language model that continue one prefix: fill some with prompts, advance all, copy one."""
-
-    def __init__(self, scene: "SmolDriverScene", rows: int, columns: int):
-        self.scene = scene
-        self.window = _Window()
-        self.cache = Cache(layers=[_RowLayer(layer, rows, columns, self.window) for layer in scene.prefix_cache])
-
-    def _run(self, ids: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-        """Hidden states (rows, tokens, hidden) of `ids` (rows, tokens) in `columns` (rows or 1, tokens)."""
-        model = self.scene.model
-        dtype = model.get_input_embeddings().weight.dtype  # the tower's may differ
-        hidden = (
-            torch.arange(self.window.length, device=ids.device) > columns[..., None]
-        )  # (rows or 1, tokens, columns)
-        mask = torch.zeros(hidden.shape, dtype=dtype, device=ids.device).masked_fill_(hidden, torch.finfo(dtype).min)
-        _RUNNING.rows = self
-        try:
-            return model.model.language_model(
-                input_ids=ids,
-                attention_mask=mask[:, None],
-                position_ids=(columns + self.scene.prefix_length).expand(len(ids), -1),
-                past_key_values=self.cache,
-                use_cache=True,
-                return_dict=True,
-            ).last_hidden_state
-        finally:
-            _RUNNING.rows = None
-
-    def fill(self, first: int, prompts: Sequence[Sequence[int]], start: int = 0) -> torch.Tensor:
-        """Read token ids into the rows from `first` on, from column `start` on.
-
-        Shorter ones are padded on the right: no token sees what follows it, and the columns are written again later.
-
-        Returns:
-            hidden states (rows, longest, hidden); those of padding mean nothing.
-        """
-        device = self.scene.model.device
-        longest = max(map(len, prompts))
-        ids = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts], device=device)
-        self.window.rows = slice(first, first + len(prompts))
-        self.window.columns = slice(start, start + longest)
-        self.window.length = start + longest
-        return self._run(ids, torch.arange(start, start + longest, device=device)[None])
-
-    def advance(self, tokens: Sequence[int], lengths: Sequence[int]) -> torch.Tensor:
-        """One more token in each of the first rows; `lengths` are the columns in use. Returns (rows, hidden)."""
-        device = self.scene.model.device
-        columns = torch.tensor(lengths, device=device)
-        self.window.rows = slice(0, len(tokens))
-        self.window.columns = (torch.arange(len(tokens), device=device), columns)
-        self.window.length = max(lengths) + 1
-        return self._run(torch.tensor(tokens, device=device)[:, None], columns[:, None])[:, 0]
-
-    def copy(self, source: int, target: slice | int, length: int) -> None:
-        """Give `target` the first `length` columns of row `source`."""
-        for layer in self.cache.layers:
-            for states in (layer.keys, layer.values):
-                states[target, :, :length] = states[source, :, :length]
 
 
 class SmolDriverScene:
@@ -245,13 +70,9 @@ class SmolDriverScene:
         """See `SmolDriverForConditionalGeneration.encode_scene`; `previous` is the scene that `images` update."""
         if not isinstance(images, Mapping):
             raise ValueError(f"images must be a dict {{camera: image}}; got {type(images).__name__}")
-        text_config = model.model.language_model.config
-        if text_config._attn_implementation not in ("sdpa", ATTENTION):
-            raise ValueError(
-                "a scene needs attn_implementation 'sdpa' in the language model; "
-                f"got {text_config._attn_implementation!r}"
-            )
-        text_config._attn_implementation = ATTENTION  # which is SDPA for all other calls
+        attention = model.model.language_model.config._attn_implementation
+        if attention not in ("sdpa", ATTENTION):  # the latter while another thread is asking
+            raise ValueError(f"a scene needs attn_implementation 'sdpa' in the language model; got {attention!r}")
         self.model = model
         self.processor = processor
         self.num_queries = processor.num_queries if num_queries is None else num_queries
@@ -263,11 +84,11 @@ class SmolDriverScene:
             if camera in seen or camera in kept
         }
         self.cameras = list(self.visual_tokens)
-        ids = self._tokenize(processor.prompt("", self.cameras))
+        ids = processor.prompt_ids("", self.cameras, self.num_queries)
         # Up to a special token, so that no question can change how the prefix is split into tokens.
         self.prefix_length: int = 1 + max(i for i, token in enumerate(ids) if token == processor.image_token_id)
         self.prefix_ids: list[int] = ids[: self.prefix_length]
-        self.prefix_cache: list[tuple[torch.Tensor, torch.Tensor]] = self._prefill(previous, list(seen))
+        self.prefix_cache: Prefix = self._prefill(previous, list(seen))
 
     @torch.inference_mode()
     def _look(self, images: Mapping[str, Any]) -> dict[str, torch.Tensor]:
@@ -280,9 +101,7 @@ class SmolDriverScene:
         return {self.processor.cameras[index]: row for index, row in zip(camera_ids.tolist(), tokens, strict=True)}
 
     @torch.inference_mode()
-    def _prefill(
-        self, previous: "SmolDriverScene | None", changed: list[str]
-    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def _prefill(self, previous: "SmolDriverScene | None", changed: list[str]) -> Prefix:
         """Keys and values of the prefix; what stands before the first changed image comes from `previous`."""
         model, ids = self.model, torch.tensor(self.prefix_ids, device=self.model.device)
         places = (ids == self.processor.image_token_id).nonzero().flatten()
@@ -308,18 +127,11 @@ class SmolDriverScene:
             raise ValueError(f"a scene needs a language model with full attention in every layer; got {kinds}")
         return [(layer.keys, layer.values) for layer in cache.layers]
 
-    def _tokenize(self, text: str) -> list[int]:
-        """Ids of a rendered prompt, with as many placeholders per camera as the budget asks for."""
-        token = self.processor.image_token
-        text = text.replace(token, token * self.processor.num_image_tokens(self.num_queries))
-        with _TOKENIZING:
-            return self.processor.tokenizer(text)["input_ids"]
-
     def _suffix(self, question: str) -> list[int]:
         """Ids of the prompt of `question` behind the shared prefix."""
         if not isinstance(question, str):
             raise ValueError(f"a question must be a string; got {type(question).__name__}")
-        ids = self._tokenize(self.processor.prompt(question, self.cameras))
+        ids = self.processor.prompt_ids(question, self.cameras, self.num_queries)
         if ids[: self.prefix_length] != self.prefix_ids:
             raise ValueError(f"the prompt of {question!r} does not begin with the scene's prefix")
         longest = self.model.config.text_config.max_position_embeddings
@@ -337,54 +149,6 @@ class SmolDriverScene:
         ends = config.eos_token_id
         return limit, set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
 
-    @torch.inference_mode()
-    def _decode(
-        self, suffixes: Sequence[Sequence[int]], limit: int, ends: set[int], batch_size: int
-    ) -> Iterator[tuple[int, int, bool]]:
-        """Answer all prompts in at most `batch_size` rows; yields (prompt, token, whether it is the last one)."""
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1; got {batch_size}")
-        if not suffixes:
-            return
-        # Neighbours in length are read together, so little is padded.
-        waiting = deque(sorted(range(len(suffixes)), key=lambda index: -len(suffixes[index])))
-        columns = len(suffixes[waiting[0]]) + limit
-        batch_size = min(batch_size, len(suffixes), max(1, CACHE_COLUMNS // columns))
-        rows = _Rows(self, batch_size, columns)
-        prompts: list[int] = []  # of each row in use; these come first
-        answers: list[list[int]] = []
-        lengths: list[int] = []  # columns in use
-        while waiting or prompts:
-            free = batch_size - len(prompts)
-            # A call costs the weights once however few rows it fills: wait until a quarter of the rows is free.
-            if waiting and (not prompts or free >= max(1, batch_size // 4)):
-                at_once = max(1, PROMPT_TOKENS // len(suffixes[waiting[0]]))
-                new = [waiting.popleft() for _ in range(min(free, len(waiting), at_once))]
-                changed = range(len(prompts), len(prompts) + len(new))
-                hidden = rows.fill(len(prompts), [suffixes[index] for index in new])
-                last = torch.tensor([len(suffixes[index]) - 1 for index in new], device=hidden.device)
-                hidden = hidden[torch.arange(len(new), device=hidden.device), last]  # (new rows, hidden)
-                prompts += new
-                answers += [[] for _ in new]
-                lengths += [len(suffixes[index]) for index in new]
-            else:
-                changed = range(len(prompts))
-                hidden = rows.advance([answer[-1] for answer in answers], lengths)
-                lengths = [length + 1 for length in lengths]
-
-            # Not argmax: on a CPU it reads bf16 one value at a time.
-            tokens = self.model.lm_head(hidden).max(-1).indices.tolist()
-            for row, token in zip(changed, tokens, strict=True):
-                answers[row].append(token)
-            for row, token in reversed(list(zip(changed, tokens, strict=True))):
-                done = token in ends or len(answers[row]) == limit
-                yield prompts[row], token, done
-                if done:  # the last row moves into its place
-                    if row < len(prompts) - 1:
-                        rows.copy(len(prompts) - 1, row, lengths[-1])
-                    prompts[row], answers[row], lengths[row] = prompts[-1], answers[-1], lengths[-1]
-                    prompts.pop(), answers.pop(), lengths.pop()
-
     def ask(self, question: str, max_new_tokens: int | None = None, streamer: Any = None) -> str:
         """The answer to one question.
 
@@ -401,7 +165,7 @@ class SmolDriverScene:
         if streamer is not None:
             streamer.put(torch.tensor([[*self.prefix_ids, *suffix]]))
         tokens = []
-        for _, token, _ in self._decode([suffix], limit, ends, batch_size=1):
+        for _, token, _ in decode(self.model, self.prefix_cache, [suffix], limit, ends, batch_size=1):
             tokens.append(token)
             if streamer is not None:
                 streamer.put(torch.tensor([token]))
@@ -425,7 +189,7 @@ class SmolDriverScene:
             except Exception as error:  # whatever is wrong with it, it is wrong with this question only
                 yield index, SceneAnswer(question, error=error)
         answers: list[list[int]] = [[] for _ in asked]
-        for prompt, token, done in self._decode(suffixes, limit, ends, batch_size):
+        for prompt, token, done in decode(self.model, self.prefix_cache, suffixes, limit, ends, batch_size):
             answers[prompt].append(token)
             if done:
                 index, tokens = asked[prompt], answers[prompt]
@@ -456,10 +220,10 @@ class SmolDriverScene:
         if isinstance(choices, str) or not choices or not all(isinstance(c, str) and c for c in choices):
             raise ValueError(f"choices must be non-empty strings, at least one; got {choices!r}")
         suffix = self._suffix(question)
-        with _TOKENIZING:
+        with TOKENIZING:
             tokens = [self.processor.tokenizer(choice, add_special_tokens=False)["input_ids"] for choice in choices]
         start = len(suffix)
-        rows = _Rows(self, min(batch_size, len(tokens)), start + max(map(len, tokens)))
+        rows = Rows(self.model, self.prefix_cache, min(batch_size, len(tokens)), start + max(map(len, tokens)))
         first = self._log_probabilities(rows.fill(0, [suffix])[:, -1])[0]  # (vocab,)
         rows.copy(0, slice(1, None), start)
         scores = [float(first[choice[0]]) for choice in tokens]

@@ -27,7 +27,7 @@ from smoldriver_hf import (
     SmolDriverProcessor,
 )
 from smoldriver_hf.configuration_smoldriver import SmolDriverProjectorConfig
-from smoldriver_hf.modeling_smoldriver import height_and_width
+from smoldriver_hf.tower_smoldriver import height_and_width
 
 IMAGE_SIZE = 28
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>"]

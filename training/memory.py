@@ -40,7 +40,7 @@ from transformers.initialization import no_init_weights
 from trl import SFTConfig
 
 from smoldriver_hf import SmolDriverConfig, SmolDriverForConditionalGeneration
-from smoldriver_hf.modeling_smoldriver import height_and_width
+from smoldriver_hf.tower_smoldriver import height_and_width
 from training.assemble import projector_config_for
 from training.finetune import FinetuneArguments
 from training.learning.parts import HEAD, freeze, how_of, lora_config, modules_of

@@ -8,7 +8,8 @@ from torch import nn
 
 import smoldriver_hf
 from smoldriver_hf import CAMERAS
-from smoldriver_hf.loading_smoldriver import PackedLinear, load, set_precision
+from smoldriver_hf.loading_smoldriver import load
+from smoldriver_hf.precision_smoldriver import PackedLinear, set_precision
 from tests.smoldriver_hf.test_auto_classes import clean_run
 from tests.tiny import scene as pictures
 from tests.tiny import tiny_model, tiny_processor

@@ -24,7 +24,7 @@ from transformers import AddedToken
 from transformers.utils import logging as transformers_logging
 
 from smoldriver_hf import CAMERAS, SmolDriverProcessor
-from smoldriver_hf.processing_smoldriver import RenderedPrompt
+from smoldriver_hf.chat_smoldriver import RenderedPrompt
 
 IMAGE = SPECIAL_TOKENS.index("<image>")
 TEMPLATES = {

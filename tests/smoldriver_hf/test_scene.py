@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, MistralConfig, Qwen2Config, TextIteratorStreamer
 
-from smoldriver_hf import CAMERAS, scene_smoldriver
+from smoldriver_hf import CAMERAS, rows_smoldriver
 from smoldriver_hf.scene_smoldriver import SceneAnswer
 from tests.tiny import scene as pictures
 from tests.tiny import tiny_config, tiny_model, tiny_processor, tiny_text_config
@@ -108,12 +108,12 @@ def test_memory_is_bounded_in_the_length_of_questions_too(model, processor, monk
     hook = model.model.language_model.register_forward_pre_hook(
         lambda module, args, kwargs: shapes.append(kwargs["input_ids"].shape), with_kwargs=True
     )
-    monkeypatch.setattr(scene_smoldriver, "PROMPT_TOKENS", 400)
-    monkeypatch.setattr(scene_smoldriver, "CACHE_COLUMNS", 600)
+    monkeypatch.setattr(rows_smoldriver, "PROMPT_TOKENS", 400)
+    monkeypatch.setattr(rows_smoldriver, "CACHE_COLUMNS", 600)
     assert scene.ask_all(questions, max_new_tokens=4) == expected
     hook.remove()
     assert max(rows * tokens for rows, tokens in shapes) <= 400 and max(rows for rows, _ in shapes) <= 3
-    monkeypatch.setattr(scene_smoldriver, "CACHE_COLUMNS", 1)
+    monkeypatch.setattr(rows_smoldriver, "CACHE_COLUMNS", 1)
     assert scene.ask_all(questions, max_new_tokens=4) == expected
 
 

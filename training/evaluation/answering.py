@@ -31,8 +31,8 @@ from transformers import (
 )
 
 import smoldriver_hf  # noqa: F401  registers the architecture
-from smoldriver_hf.loading_smoldriver import PRECISIONS, set_precision
-from smoldriver_hf.modeling_smoldriver import patch_grid
+from smoldriver_hf.precision_smoldriver import PRECISIONS, set_precision
+from smoldriver_hf.tower_smoldriver import patch_grid
 from training.evaluation.controls import Images
 from training.learning.parts import HEAD, modules_of
 from training.learning.smolvlm import SceneView, load_processor
