@@ -3,9 +3,9 @@
     python -m smoldriver_hf ask --checkpoint DIR --image CAM_FRONT=front.jpg --image CAM_BACK=back.jpg "Is it safe?"
     python -m smoldriver_hf ask --checkpoint DIR --folder FRAME "What is ahead?" "Are there pedestrians?" --json
 
-`--folder` takes the images whose file names hold a camera's name, as nuScenes' do. Exit status: 0 answered, 1 bad
-input, 2 bad usage. This file imports nothing of the package: it also runs on its own, with `--trust-remote-code`,
-wherever transformers is.
+`--folder` takes the images whose file names hold a camera's name, as nuScenes' do. A mistake of the user's is one line
+on stderr and exit status 2; `--traceback` shows where it was found. This file also runs on its own, wherever
+transformers is: with `--trust-remote-code` all code comes from the checkpoint.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 
@@ -27,12 +28,13 @@ def parser() -> argparse.ArgumentParser:
         "--image", action="append", default=[], metavar="CAMERA=FILE", help="one camera's image; repeatable"
     )
     ask.add_argument("--folder", type=Path, help="folder of one frame, camera names in the file names")
-    ask.add_argument("--budget", type=int, help="visual tokens per camera; default: the checkpoint's")
+    ask.add_argument("--num_queries", "--budget", type=int, help="queries per camera; default: the checkpoint's")
     ask.add_argument("--max-new-tokens", type=int, default=64)
     how = ask.add_mutually_exclusive_group()
     how.add_argument("--json", action="store_true", help="one JSON object per question")
     how.add_argument("--stream", action="store_true", help="print each answer as it is written")
     ask.add_argument("--trust-remote-code", action="store_true", help="run the code that lies in the checkpoint")
+    ask.add_argument("--traceback", action="store_true", help="show where an error was found")
     ask.add_argument("questions", nargs="+", metavar="QUESTION")
     return top
 
@@ -75,23 +77,40 @@ def named_images(pairs: list[str], folder: Path | None, cameras: list[str]) -> d
     return images
 
 
+def strict_door(args: argparse.Namespace) -> Any:
+    """`load` of `loading_smoldriver.py`: the package's, or the checkpoint's where this file runs on its own.
+
+    Raises:
+        ValueError, OSError: on its own, without leave to run the checkpoint's code, or there is none.
+    """
+    if __package__:
+        from .loading_smoldriver import load
+
+        return load
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    if not args.trust_remote_code:
+        raise ValueError("smoldriver_hf is not installed: the checkpoint's own code needs --trust-remote-code")
+    return get_class_from_dynamic_module("loading_smoldriver.load", args.checkpoint, revision=args.revision)
+
+
 def ask(args: argparse.Namespace) -> None:
     """Load, look once, answer every question.
 
     Raises:
-        ValueError, OSError: a checkpoint, image or question that cannot be used, said in one line.
+        ValueError, OSError: a checkpoint, image or question that cannot be used.
     """
-    from transformers import AutoModelForImageTextToText, AutoProcessor, TextStreamer
+    from transformers import TextStreamer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     if not Path(args.checkpoint).is_dir():
         print(f"smoldriver: {args.checkpoint} is no folder here: taken for a Hub id", file=sys.stderr)
-    where = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
-    processor = AutoProcessor.from_pretrained(args.checkpoint, **where)
+    model, processor = strict_door(args)(
+        args.checkpoint, precision=None, revision=args.revision, trust_remote_code=args.trust_remote_code
+    )
     images = named_images(args.image, args.folder, processor.cameras)
-    model = AutoModelForImageTextToText.from_pretrained(args.checkpoint, **where).eval()
-    scene = model.encode_scene(images, processor, num_queries=args.budget)
+    scene = model.encode_scene(images, processor, num_queries=args.num_queries)
     if args.stream:
         streamer = TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
         for question in args.questions:
@@ -110,8 +129,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         ask(args)
     except (ValueError, OSError) as error:
-        print(f"smoldriver: {error}", file=sys.stderr)
-        return 1
+        if args.traceback:
+            raise
+        print(f"smoldriver: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -1,14 +1,16 @@
-"""Load a checkpoint for answering, at the precision that fits the machine.
+"""The strict door: a checkpoint is loaded whole, or refused with the reason.
 
 ```python
-model, processor = load("path/or/repo", precision="bf16")
+model, processor = load("path/or/repo", precision="bf16")  # for answering; see precision_smoldriver.py
 scene = model.encode_scene(images, processor)
+model = load_strictly("path/or/repo", dtype=torch.float32)  # for anything else, and any architecture
 ```
 
-What the precisions are stands in `precision_smoldriver.py`.
+`AutoModel.from_pretrained` only warns where weights are missing or left over, and never looks at their values, so a
+damaged checkpoint answers as fluently as a sound one. `load_strictly` refuses weights that do not fit the settings;
+`load` also settings, processors and values that describe no SmolDriver that can answer.
 
-`load` is the strict door. `AutoModel.from_pretrained` only warns where weights are missing or left over, and never
-looks at their values, so a damaged checkpoint answers as fluently as a sound one; `load` refuses it and says why.
+In an export without this package: `get_class_from_dynamic_module("loading_smoldriver.load", "path/or/repo")`.
 """
 
 import json
@@ -32,12 +34,12 @@ MAX_WEIGHTS_PER_BYTE = 2  # 4-bit weights; a config.json that describes more tha
 MAX_BUFFERS = 1 << 28  # elements of tables that are computed, not stored
 
 
-def load(path: str, precision: str = "fp32", **kwargs: Any) -> tuple[Any, Any]:
+def load(path: str, precision: str | None = "fp32", **kwargs: Any) -> tuple[Any, Any]:
     """A checkpoint's model, ready to answer at `precision`, and its processor; or an error if it is not whole.
 
     Args:
         path: folder or Hub repository; weights in safetensors files.
-        precision: one of `PRECISIONS`.
+        precision: one of `PRECISIONS`, or None: of the type that `dtype` says, by default as the weights are saved.
         kwargs: for `from_pretrained`, such as `revision` or `trust_remote_code` (default: False).
 
     Raises:
@@ -46,37 +48,64 @@ def load(path: str, precision: str = "fp32", **kwargs: Any) -> tuple[Any, Any]:
             cameras, queries or placeholder in which config and processor differ.
         OSError: no such folder or repository, or it lacks a file.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {PRECISIONS}; got {precision!r}")
+    if precision is not None:
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {PRECISIONS}; got {precision!r}")
+        kwargs["dtype"] = torch.bfloat16 if precision == "bf16" else torch.float32
     source = {name: kwargs[name] for name in SOURCE_OPTIONS if name in kwargs}
     kwargs.setdefault("trust_remote_code", False)  # without an answer transformers asks at the keyboard, and waits
     code = {name: kwargs[name] for name in CODE_OPTIONS if name in kwargs}
     try:
-        # Its base would be loaded in place of the weights.
-        if os.path.isfile(os.path.join(path, "adapter_config.json")):
-            raise ValueError("it holds an adapter, adapter_config.json; expected a whole model: merge it first")
+        _refuse_adapter(path)
         _check_settings(path, source)
         config = AutoConfig.from_pretrained(path, **source, **code)
         processor = AutoProcessor.from_pretrained(path, **source, **code)
         trial = _check_processor(processor, config)
         _check_size(path, config, source, code)
-        model, report = AutoModelForImageTextToText.from_pretrained(
-            path,
-            config=config,
-            dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
-            use_safetensors=True,  # a pickle would run code
-            ignore_mismatched_sizes=True,  # told below, with all names and shapes
-            output_loading_info=True,
-            **kwargs,
-        )
-        _check_report(report)
+        model = load_strictly(path, config=config, use_safetensors=True, **kwargs)  # a pickle would run code
         _check_finite(model, trial)
     except OSError:
         raise
     except Exception as error:  # settings of wrong types and broken files make libraries fail in many ways
         reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        raise ValueError(f"{path} is no sound checkpoint: {reason}") from error
-    return set_precision(model, precision), processor
+        raise ValueError(f"{path} is no sound checkpoint: {reason.removeprefix(f'{path}: ')}") from error
+    model.eval().requires_grad_(False)
+    return model if precision is None else set_precision(model, precision), processor
+
+
+def load_strictly(path: str | os.PathLike, auto_class: Any = AutoModelForImageTextToText, **kwargs: Any) -> Any:
+    """`from_pretrained` of any architecture, which refuses weights that are missing, left over or of another shape.
+
+    Args:
+        path: folder or Hub repository.
+        auto_class: an Auto class, or a model's own.
+        kwargs: for `from_pretrained`: `dtype`, `quantization_config`, `device_map`, …
+
+    Raises:
+        ValueError: the files do not hold exactly the weights that config.json describes, or an adapter.
+        OSError: no such folder or repository, or it lacks a file.
+    """
+    _refuse_adapter(path)
+    model, report = auto_class.from_pretrained(
+        path, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+    )  # mismatches are told here, with all names and shapes
+    problems = []
+    missing, foreign = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
+    if missing:
+        problems.append(f"weights are missing: {_some(missing)}")
+    if foreign:
+        problems.append(f"weights that belong nowhere: {_some(foreign)}")
+    for name, given, expected in sorted(report["mismatched_keys"])[:3]:
+        problems.append(f"{name} has shape {tuple(given)}; {CONFIG_NAME} says {tuple(expected)}")
+    if problems:
+        raise ValueError(f"{path}: {'; '.join(problems)}")
+    return model
+
+
+def _refuse_adapter(path: str | os.PathLike) -> None:
+    """Its base would be loaded in place of the weights."""
+    if os.path.isfile(os.path.join(path, "adapter_config.json")):
+        raise ValueError(f"{path}: it holds an adapter, adapter_config.json; expected a whole model: merge it first")
 
 
 def _check_settings(path: str, source: dict[str, Any]) -> None:
@@ -162,20 +191,6 @@ def _find(path: str, name: str, source: dict[str, Any]) -> str | None:
     return cached_file(path, name, **source, _raise_exceptions_for_missing_entries=False)
 
 
-def _check_report(report: dict[str, Any]) -> None:
-    """Whether exactly the weights that config.json describes were there."""
-    problems = []
-    missing, foreign = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
-    if missing:
-        problems.append(f"weights are missing: {_some(missing)}")
-    if foreign:
-        problems.append(f"weights that belong nowhere: {_some(foreign)}")
-    for name, given, expected in sorted(report["mismatched_keys"])[:3]:
-        problems.append(f"{name} has shape {tuple(given)}; {CONFIG_NAME} says {tuple(expected)}")
-    if problems:
-        raise ValueError("; ".join(problems))
-
-
 @torch.no_grad()
 def _check_finite(model: Any, trial: Any) -> None:
     """Whether all weights are numbers, and what becomes of them in a trial question is too."""
@@ -195,4 +210,4 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-__all__ = ["load"]
+__all__ = ["load", "load_strictly"]

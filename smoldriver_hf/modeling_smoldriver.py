@@ -14,6 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_smoldriver import SmolDriverConfig
+from .loading_smoldriver import load  # noqa: F401  # so that save_pretrained puts the strict door beside the weights
 from .projector_smoldriver import MultiQFormerProjector, QFormer
 from .scene_smoldriver import SmolDriverScene
 from .tower_smoldriver import drop_untrained, height_and_width, patch_grid
@@ -228,7 +229,7 @@ class SmolDriverModel(SmolDriverPreTrainedModel):
         image_token = torch.full((), self.config.image_token_id, dtype=torch.long, device=inputs_embeds.device)
         return (inputs_embeds == self.get_input_embeddings()(image_token)).all(-1)
 
-    def _budget(self, placeholders: torch.Tensor, num_images: int) -> int:
+    def _queries_in_use(self, placeholders: torch.Tensor, num_images: int) -> int:
         """How many queries the prompt's placeholders leave for each image."""
         if torch.compiler.is_compiling():
             return self.config.num_queries
@@ -283,7 +284,7 @@ class SmolDriverModel(SmolDriverPreTrainedModel):
             image_hidden_states = self.get_image_features(
                 pixel_values,
                 camera_ids,
-                num_queries=self._budget(placeholders, num_images),
+                num_queries=self._queries_in_use(placeholders, num_images),
                 vision_features=vision_features,
                 return_dict=True,
             ).pooler_output.to(inputs_embeds.device, inputs_embeds.dtype)
@@ -429,15 +430,13 @@ class SmolDriverForConditionalGeneration(SmolDriverPreTrainedModel, GenerationMi
             input_ids = kwargs.get("input_ids") if inputs_embeds is None else None  # beside embeddings ids are empty
             placeholders = self.model.get_placeholder_mask(input_ids, inputs_embeds)
             num_images = given_images(images.get("pixel_values"), images.get("vision_features")).shape[0]
-            tokens_per_image = self.model._budget(placeholders, num_images) // self.config.queries_per_token
+            tokens_per_image = self.model._queries_in_use(placeholders, num_images) // self.config.queries_per_token
             rows = torch.arange(num_images, device=placeholders.device).split(
                 (placeholders.sum(-1) // tokens_per_image).tolist()
             )
             order = torch.cat([row for row in rows for _ in range(expand_size)])
             images = {key: value[order.to(value.device)] for key, value in images.items()}
-        input_ids, kwargs = super()._expand_inputs_for_generation(
-            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, **kwargs
-        )
+        input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, **kwargs)
         return input_ids, {**kwargs, **images}
 
 

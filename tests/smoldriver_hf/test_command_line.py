@@ -2,11 +2,13 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from tiny import picture, tiny_model, tiny_processor
 
 from smoldriver_hf.__main__ import main, named_images
@@ -41,7 +43,7 @@ def test_folder_gives_every_camera_its_own_file(frame):
 
 def test_answers_come_as_json_lines(checkpoint, frame, capsys):
     status = main(
-        ["ask", "--checkpoint", str(checkpoint), "--folder", str(frame), "--json", "--budget", "2"]
+        ["ask", "--checkpoint", str(checkpoint), "--folder", str(frame), "--json", "--num_queries", "2"]
         + ["--max-new-tokens", "3", "What is ahead?", "Is it safe?"]
     )
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -72,8 +74,8 @@ def test_answers_equal_generate(checkpoint, frame, capsys):
         (["--folder", "nowhere"], "is not a folder"),
     ],
 )
-def test_bad_input_is_one_line_and_status_1(checkpoint, capsys, words, message):
-    assert main(["ask", "--checkpoint", str(checkpoint), *words, "What?"]) == 1
+def test_bad_input_is_one_line_and_status_2(checkpoint, capsys, words, message):
+    assert main(["ask", "--checkpoint", str(checkpoint), *words, "What?"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("smoldriver: ") and error.count("\n") == 1
     assert re.search(message, error)
@@ -82,20 +84,34 @@ def test_bad_input_is_one_line_and_status_1(checkpoint, capsys, words, message):
 def test_a_camera_twice_and_a_budget_out_of_range(checkpoint, frame, capsys):
     front = next(frame.glob("*CAM_FRONT__*"))
     common = ["ask", "--checkpoint", str(checkpoint), "--folder", str(frame)]
-    assert main([*common, "--image", f"CAM_FRONT={front}", "What?"]) == 1
+    assert main([*common, "--image", f"CAM_FRONT={front}", "What?"]) == 2
     assert "two images for CAM_FRONT" in capsys.readouterr().err
-    assert main([*common, "--budget", "9", "What?"]) == 1
+    assert main([*common, "--budget", "9", "What?"]) == 2
     assert "num_queries must be an integer from 1 to 8" in capsys.readouterr().err
 
 
 def test_a_checkpoint_that_is_no_folder_is_said_to_be_taken_for_a_hub_id(frame, monkeypatch, capsys):
-    def unknown(name, **_):
+    def unknown(name, *_, **__):
         raise OSError(f"{name} is unknown")
 
-    monkeypatch.setattr("transformers.AutoProcessor.from_pretrained", unknown)
-    assert main(["ask", "--checkpoint", "no/where", "--folder", str(frame), "What?"]) == 1
+    monkeypatch.setattr("smoldriver_hf.loading_smoldriver.cached_file", unknown)
+    assert main(["ask", "--checkpoint", "no/where", "--folder", str(frame), "What?"]) == 2
     notice, error = capsys.readouterr().err.splitlines()
     assert "no/where is no folder here" in notice and error == "smoldriver: no/where is unknown"
+
+
+def test_a_traceback_is_shown_if_asked_for(checkpoint):
+    with pytest.raises(ValueError, match="no image given"):
+        main(["ask", "--checkpoint", str(checkpoint), "--traceback", "What?"])
+
+
+def test_a_checkpoint_that_is_not_whole_is_refused(checkpoint, frame, tmp_path, capsys):
+    damaged = shutil.copytree(checkpoint, tmp_path / "damaged")
+    weights = load_file(damaged / "model.safetensors")
+    del weights["model.multi_modal_projector.qformers.CAM_BACK.queries"]
+    save_file(weights, damaged / "model.safetensors", metadata={"format": "pt"})
+    assert main(["ask", "--checkpoint", str(damaged), "--folder", str(frame), "What?"]) == 2
+    assert "weights are missing: model.multi_modal_projector.qformers.CAM_BACK.queries" in capsys.readouterr().err
 
 
 def test_bad_usage_is_status_2():
@@ -116,3 +132,9 @@ def test_runs_alone_where_the_package_is_not(checkpoint, frame, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["question"] == "What?"
+
+
+def test_alone_it_runs_no_code_without_leave(checkpoint, frame, tmp_path):
+    command = [sys.executable, "-I", str(SCRIPT), "ask", "--checkpoint", str(checkpoint), "--folder", str(frame), "?"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={"PATH": ""})
+    assert done.returncode == 2 and "needs --trust-remote-code" in done.stderr

@@ -1,18 +1,17 @@
 """Presets answer like the reference, at the cost of their rounding."""
 
-from pathlib import Path
-
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-import smoldriver_hf
 from smoldriver_hf import CAMERAS
-from smoldriver_hf.loading_smoldriver import load
+from smoldriver_hf.loading_smoldriver import load, load_strictly
 from smoldriver_hf.precision_smoldriver import PackedLinear, set_precision
 from tests.smoldriver_hf.test_auto_classes import clean_run
 from tests.tiny import scene as pictures
-from tests.tiny import tiny_model, tiny_processor
+from tests.tiny import tiny_model, tiny_processor, tiny_text_config
 
 QUESTIONS = ["Is it safe?", "What is in front?", "And behind?"]
 
@@ -68,20 +67,39 @@ def test_packed_linear_is_the_linear(bias, shape):
 
 STRANGER = """
 import sys
-sys.path.insert(0, ".")
-from loading_smoldriver import load
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+load = get_class_from_dynamic_module("loading_smoldriver.load", sys.argv[1])
 model, processor = load(sys.argv[1], trust_remote_code=True)
 print(type(model).__module__.split(".")[0], processor.cameras[0], model.lm_head.weight.sum().item())
 """
 
 
-def test_the_file_works_on_its_own(checkpoint, tmp_path):
-    """In a process without the package, beside an export."""
-    source = Path(smoldriver_hf.__file__).with_name("loading_smoldriver.py")
-    (tmp_path / source.name).write_bytes(source.read_bytes())
+def test_a_checkpoint_brings_its_strict_door(checkpoint, tmp_path):
+    """In a process without the package, from nothing but what save_pretrained wrote."""
     printed = clean_run(STRANGER, checkpoint, cwd=tmp_path).split()
     assert printed[:2] == ["transformers_modules", CAMERAS[0]]
     assert float(printed[2]) == pytest.approx(tiny_model().lm_head.weight.sum().item(), abs=1e-4)
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [({}, torch.float32), ({"dtype": "bfloat16"}, torch.bfloat16)])
+def test_without_a_precision_weights_are_as_saved_or_as_asked(checkpoint, dtype, expected):
+    model, _ = load(checkpoint, precision=None, **dtype)
+    assert {parameter.dtype for parameter in model.parameters()} == {expected}
+    assert not model.training and not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_load_strictly_takes_any_architecture_and_from_pretraineds_options(tmp_path):
+    LlamaForCausalLM(tiny_text_config()).save_pretrained(tmp_path)
+    model = load_strictly(tmp_path, AutoModelForCausalLM, dtype=torch.bfloat16)
+    assert model.dtype is torch.bfloat16 and model.model.layers[0].mlp.up_proj.weight.requires_grad
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["model.extra"] = weights.pop("model.norm.weight")
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="missing: model.norm.weight; weights that belong nowhere: model.extra"):
+        load_strictly(tmp_path, AutoModelForCausalLM)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="it holds an adapter"):
+        load_strictly(tmp_path, AutoModelForCausalLM)
 
 
 def test_what_is_refused(checkpoint):
