@@ -31,11 +31,11 @@ from hub_export.reference import measure_reference, save_reference
 from hub_export.refuse import without_machine_paths
 from hub_export.results import check_fingerprint, load_metrics
 from smoldriver_hf import SmolDriverConfig, SmolDriverForConditionalGeneration, SmolDriverProcessor
+from smoldriver_hf.adapters import merge_adapter
+from smoldriver_hf.loading_smoldriver import load
 
 TEMPLATES = Path(__file__).with_name("templates")
 LICENSE = Path(__file__).parents[1] / "LICENSE"
-# Merging may round, and nothing else: fp32 logits with the adapter beside the weights and inside them.
-MERGE_TOLERANCE = 1e-3
 
 
 @dataclass
@@ -65,7 +65,7 @@ def load_source(args: BuildArguments) -> tuple[SmolDriverForConditionalGeneratio
     frequencies, position tables) that a model loaded from the saved weights does not have.
 
     Raises:
-        ValueError: pickled weights, weights that are missing or left over, or an adapter that does not merge.
+        ValueError: no sound checkpoint (see `load`), pickled weights, or an adapter that does not merge.
     """
     checkpoint = Path(args.checkpoint)
     if not (checkpoint / "config.json").is_file():
@@ -74,32 +74,10 @@ def load_source(args: BuildArguments) -> tuple[SmolDriverForConditionalGeneratio
         if not list(folder.glob("*.safetensors")):
             raise ValueError(f"{folder} has no safetensors file; pickled weights run code when loaded: convert them")
     dtype = SmolDriverConfig.from_pretrained(checkpoint).dtype or torch.float32
-    model, info = SmolDriverForConditionalGeneration.from_pretrained(
-        checkpoint, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-    )
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if info[problem]:
-            raise ValueError(f"{checkpoint}: {problem} {sorted(map(str, info[problem]))[:3]}")
+    model, _ = load(args.checkpoint)
     if args.adapter:
-        model, dtype = merge(model, args.adapter), torch.bfloat16
+        model, dtype = merge_adapter(model, args.adapter, torch.bfloat16), torch.bfloat16
     return model.eval(), dtype
-
-
-@torch.no_grad()
-def merge(model: SmolDriverForConditionalGeneration, adapter: str) -> SmolDriverForConditionalGeneration:
-    """`model` (fp32) with a peft adapter folded into its weights, which are rounded to what bf16 can hold."""
-    from peft import PeftModel
-
-    processor_free_input = {"input_ids": torch.arange(3, 11)[None]}
-    adapted = PeftModel.from_pretrained(model, adapter).eval()
-    before = adapted(**processor_free_input).logits
-    model = adapted.merge_and_unload()
-    difference = (model(**processor_free_input).logits - before).abs().max().item()
-    if difference > MERGE_TOLERANCE * max(1.0, before.abs().max().item()):
-        raise ValueError(f"{adapter} does not merge: logits change by {difference:.3g}")
-    for parameter in model.parameters():
-        parameter.copy_(parameter.to(torch.bfloat16))
-    return model
 
 
 def write_repository(args: BuildArguments, folder: Path) -> None:

@@ -23,9 +23,9 @@ import torch
 import transformers
 from PIL import Image
 from tqdm import tqdm
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from hub_export.reference import QUESTION, reference_scene
+from smoldriver_hf.loading_smoldriver import load
 
 IMAGE_SIZE = (800, 450)
 
@@ -80,8 +80,7 @@ def measure(
 
 def main(args: CostArguments) -> Path:
     """Measure and write; returns the file."""
-    processor = AutoProcessor.from_pretrained(args.folder, trust_remote_code=True)
-    model = AutoModelForImageTextToText.from_pretrained(args.folder, dtype=args.dtype, trust_remote_code=True).eval()
+    model, processor = load(args.folder, precision=None, dtype=args.dtype, trust_remote_code=True)
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     budgets = args.budgets or default_budgets(processor)
     rounds: dict[int, list[dict[str, float | None]]] = {budget: [] for budget in budgets}

@@ -23,9 +23,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from hub_export.lineage import image_root
+from smoldriver_hf.loading_smoldriver import load
 
 KEYS = ("scene_token", "frame_token")
 SCHEMA = pa.schema([(name, pa.string()) for name in ("question_id", *KEYS, "question", "answer", "error")])
@@ -76,11 +76,10 @@ class Labeller:
 
     def __init__(self, args: LabelArguments):
         self.args = args
-        trusted: dict[str, Any] = {"revision": args.revision, "trust_remote_code": True}
-        self.processor = AutoProcessor.from_pretrained(args.model, **trusted)
-        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
-        self.model = AutoModelForImageTextToText.from_pretrained(args.model, dtype=args.dtype, **trusted)
-        self.model = self.model.eval().to(device)
+        model, self.processor = load(
+            args.model, precision=None, dtype=args.dtype, revision=args.revision, trust_remote_code=True
+        )
+        self.model = model.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu")
         self.frames = read_frames(Path(args.data), args.split)
 
     def answer_frame(self, key: tuple[str, str], questions: list[str]) -> list[tuple[str | None, str | None]]:

@@ -27,7 +27,8 @@ from transformers.exporters import OnnxConfig, OnnxExporter
 from transformers.exporters.base import ExportedModel
 
 from hub_export.reference import QUESTION, reference_scene
-from smoldriver_hf import SmolDriverConfig, SmolDriverForConditionalGeneration, SmolDriverProcessor
+from smoldriver_hf import SmolDriverConfig, SmolDriverProcessor
+from smoldriver_hf.loading_smoldriver import load
 
 EMBEDDINGS = "embeddings.safetensors"  # prompts mix text with visual tokens, so they are embedded outside the graphs
 QUANTIZED = ("language_model", "lm_head", "decode")
@@ -173,8 +174,7 @@ def main(args: OnnxArguments) -> Path:
     out = Path(args.out)
     if out.exists():
         raise ValueError(f"{out} exists; name another folder or remove it")
-    model = SmolDriverForConditionalGeneration.from_pretrained(args.folder, dtype=torch.float32).eval()
-    processor = SmolDriverProcessor.from_pretrained(args.folder)
+    model, processor = load(args.folder)
     images = {camera: Image.fromarray(pixels) for camera, pixels in reference_scene(processor.cameras).items()}
     if args.num_queries is not None:
         model.config.num_queries = args.num_queries  # under the exporter the budget cannot be counted

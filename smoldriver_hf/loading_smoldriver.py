@@ -15,6 +15,7 @@ In an export without this package: `get_class_from_dynamic_module("loading_smold
 
 import json
 import os
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
@@ -73,12 +74,21 @@ def load(path: str, precision: str | None = "fp32", **kwargs: Any) -> tuple[Any,
     return model if precision is None else set_precision(model, precision), processor
 
 
-def load_strictly(path: str | os.PathLike, auto_class: Any = AutoModelForImageTextToText, **kwargs: Any) -> Any:
+def load_strictly(
+    path: str | os.PathLike,
+    auto_class: Any = AutoModelForImageTextToText,
+    *,
+    trim: Callable[[Any], object] | None = None,
+    beside: Callable[[str], bool] | None = None,
+    **kwargs: Any,
+) -> Any:
     """`from_pretrained` of any architecture, which refuses weights that are missing, left over or of another shape.
 
     Args:
         path: folder or Hub repository.
         auto_class: an Auto class, or a model's own.
+        trim: takes away what is not used of the model; its weights may be missing.
+        beside: whether a left-over weight, by its name, belongs to something that is not wanted; default: none does.
         kwargs: for `from_pretrained`: `dtype`, `quantization_config`, `device_map`, …
 
     Raises:
@@ -89,8 +99,13 @@ def load_strictly(path: str | os.PathLike, auto_class: Any = AutoModelForImageTe
     model, report = auto_class.from_pretrained(
         path, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
     )  # mismatches are told here, with all names and shapes
-    problems = []
     missing, foreign = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
+    if trim is not None:
+        trim(model)
+        missing = [name for name in missing if name in model.state_dict()]
+    if beside is not None:
+        foreign = [name for name in foreign if not beside(name)]
+    problems = []
     if missing:
         problems.append(f"weights are missing: {_some(missing)}")
     if foreign:

@@ -31,10 +31,11 @@ import torch
 import transformers
 from sklearn.metrics import roc_auc_score
 from torch import nn
-from transformers import AutoModelForImageTextToText, PreTrainedTokenizerBase, TrainingArguments, set_seed
+from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 from trl import TrlParser
 
 from smoldriver_hf import CAMERAS
+from smoldriver_hf.loading_smoldriver import load_strictly
 from training.assemble import save_whole
 from training.data.questions import STATUSES, plural
 from training.data.rows import Rows, load_rows
@@ -175,7 +176,7 @@ def main(args: AlignArguments, config: TrainingArguments) -> Path:
         return final
     set_seed(config.seed)
     config.remove_unused_columns = False
-    model = AutoModelForImageTextToText.from_pretrained(args.checkpoint, dtype=torch.float32)
+    model = load_strictly(args.checkpoint, dtype=torch.float32)
     processor = load_processor(args.checkpoint, list(CAMERAS), False, None)
     rows = load_rows(args.data, args.split)
     pictures = listed_pictures(rows)

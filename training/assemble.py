@@ -30,7 +30,6 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
-    AutoModelForImageTextToText,
     AutoTokenizer,
     GenerationConfig,
     HfArgumentParser,
@@ -47,6 +46,8 @@ from smoldriver_hf import (
     SmolDriverProcessor,
     SmolDriverProjectorConfig,
 )
+from smoldriver_hf.loading_smoldriver import load_strictly
+from smoldriver_hf.tower_smoldriver import drop_untrained
 from training.checkpoints.offline_parts import fetch_dinov2_small, fetch_smollm2_135m
 
 IMAGE_TOKEN = "<image>"
@@ -58,8 +59,6 @@ SMOLVLM_KEYS = {
     "model.connector.modality_projection.": "model.multi_modal_projector.connector.",
     "lm_head.": "lm_head.",
 }
-# What SmolDriverModel leaves out of a tower because patch features do not depend on it.
-UNUSED_TOWER_KEYS = ("pooler.", "post_layernorm.", "embeddings.mask_token")
 
 
 @dataclass
@@ -80,17 +79,23 @@ class AssembleArguments:
     seed: int = field(default=0, metadata={"help": "Of the projector's initial weights."})
 
 
-def load_strictly(auto_class, name: str, config=None, ignore: tuple[str, ...] = ()) -> torch.nn.Module:
-    """`from_pretrained` that refuses weights it would have to make up.
+def load_tower(name: str, config: PreTrainedConfig, layers: int | None = None) -> torch.nn.Module:
+    """A vision encoder in float32, without what its features never read, as a SmolDriver keeps it.
+
+    Weights of something else may lie beside its own (a text half, a classifier, the layers behind the first `layers`).
 
     Raises:
-        ValueError: some weights of the architecture are not in the checkpoint.
+        ValueError: a weight of its own is missing, left over or of another shape.
     """
-    model, info = auto_class.from_pretrained(name, config=config, dtype=torch.float32, output_loading_info=True)
-    missing = sorted(key for key in info["missing_keys"] if not key.startswith(ignore))
-    if missing:
-        raise ValueError(f"{name} lacks {len(missing)} weights of {type(model).__name__}, e.g. {missing[:3]}")
-    return model
+    with torch.device("meta"):
+        own = {child for child, _ in AutoModel.from_config(config).named_children()}
+
+    def beside(weight: str) -> bool:
+        numbers = [int(part) for part in weight.split(".") if part.isdigit()]
+        cut = layers is not None and numbers != [] and numbers[0] >= layers
+        return weight.split(".")[0] not in own or cut
+
+    return load_strictly(name, AutoModel, config=config, dtype=torch.float32, trim=drop_untrained, beside=beside)
 
 
 def vision_settings(name: str, layers: int | None = None) -> tuple[PreTrainedConfig, dict]:
@@ -176,12 +181,12 @@ def assemble(args: AssembleArguments) -> tuple[SmolDriverForConditionalGeneratio
         raise ValueError("vision_layers shortens another encoder, not SmolVLM's own: name one with --vision")
 
     if args.smolvlm:
-        source = load_strictly(AutoModelForImageTextToText, args.smolvlm)
+        source = load_strictly(args.smolvlm, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(args.smolvlm)
         image_token_id = with_image_token(tokenizer, source)
         text_config, smolvlm_config = source.config.text_config, source.config
     else:
-        source = load_strictly(AutoModelForCausalLM, str(text))
+        source = load_strictly(str(text), AutoModelForCausalLM, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(str(text))
         image_token_id = with_image_token(tokenizer, source)
         text_config, smolvlm_config = source.config, None
@@ -224,12 +229,8 @@ def assemble(args: AssembleArguments) -> tuple[SmolDriverForConditionalGeneratio
         weights = {f"model.language_model.{key}": value for key, value in source.base_model.state_dict().items()}
         weights["lm_head.weight"] = source.get_output_embeddings().weight
     if vision != args.smolvlm:
-        tower = load_strictly(AutoModel, vision, config.vision_config, ignore=UNUSED_TOWER_KEYS)
-        weights |= {
-            f"model.vision_tower.{key}": value
-            for key, value in tower.state_dict().items()
-            if not key.startswith(UNUSED_TOWER_KEYS)
-        }
+        tower = load_tower(vision, config.vision_config, args.vision_layers)
+        weights |= {f"model.vision_tower.{key}": value for key, value in tower.state_dict().items()}
     missing, unexpected = model.load_state_dict(weights, strict=False)
     left = [key for key in missing if not key.startswith("model.multi_modal_projector.")]
     if left or unexpected:

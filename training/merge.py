@@ -13,10 +13,10 @@ from pathlib import Path
 import peft
 import torch
 import transformers
-from peft import PeftModel
-from transformers import AutoModelForImageTextToText, AutoProcessor, HfArgumentParser
+from transformers import AutoProcessor, HfArgumentParser
 
-import smoldriver_hf  # noqa: F401  registers the architecture
+from smoldriver_hf.adapters import merge_adapter
+from smoldriver_hf.loading_smoldriver import load_strictly
 from training.assemble import save_whole
 
 
@@ -29,10 +29,8 @@ class MergeArguments:
 
 
 def merged(checkpoint: str, adapter: str | Path, dtype: torch.dtype) -> torch.nn.Module:
-    """Base plus adapter, added in float32 and rounded once to `dtype`; parts trained in full replace the base's."""
-    base = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32)
-    model = PeftModel.from_pretrained(base, adapter)
-    return model.merge_and_unload(safe_merge=True).to(dtype)
+    """The checkpoint with the adapter in it, in `dtype`; see `merge_adapter`."""
+    return merge_adapter(load_strictly(checkpoint, dtype=torch.float32), adapter, dtype).to(dtype)
 
 
 def main(args: MergeArguments) -> Path:

@@ -26,10 +26,10 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, Trainer, TrainingArguments
+from transformers import AutoProcessor, PreTrainedModel, Trainer, TrainingArguments
 from trl import TrlParser
 
-import smoldriver_hf  # noqa: F401  registers the architecture
+from smoldriver_hf.loading_smoldriver import load_strictly
 from training.assemble import save_whole
 from training.data.rows import load_rows
 from training.distillation.model import TransferModel
@@ -101,7 +101,7 @@ def main(args: TransferArguments, config: TrainingArguments) -> Path:
         print(f"{final} is finished")
         return final
     config.remove_unused_columns = False
-    student = AutoModelForImageTextToText.from_pretrained(args.student, dtype=torch.float32)
+    student = load_strictly(args.student, dtype=torch.float32)
     processor = AutoProcessor.from_pretrained(args.student)
     teacher = Teacher(args.teacher, student.config.connector, torch.bfloat16 if config.bf16 else torch.float32)
     teacher.model.to(config.device)

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForImageTextToText, AutoTokenizer
+from transformers import AutoTokenizer
 
+from smoldriver_hf.loading_smoldriver import load_strictly
 from smoldriver_hf.projector_smoldriver import grid_points, spread_points
 from training.learning.features import image_settings, settings_of, weights_hash
 from training.learning.smolvlm import load_image_processor, whole_pictures
@@ -34,7 +35,7 @@ class Teacher:
 
     def __init__(self, folder: str, connector: str, dtype: torch.dtype = torch.float32):
         self.folder = folder
-        self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).eval().requires_grad_(False)
+        self.model = load_strictly(folder, dtype=dtype).eval().requires_grad_(False)
         config = self.model.config
         if config.model_type not in MODEL_TYPES:
             raise ValueError(f"a teacher's architecture is one of {MODEL_TYPES}; {folder} is {config.model_type!r}")

@@ -18,19 +18,17 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from peft import PeftModel
 from PIL import Image
-from torch import nn
 from transformers import (
     AutoConfig,
-    AutoModelForImageTextToText,
     AutoProcessor,
     BitsAndBytesConfig,
     GenerationConfig,
     PreTrainedConfig,
 )
 
-import smoldriver_hf  # noqa: F401  registers the architecture
+from smoldriver_hf.adapters import load_adapter, merge_adapter
+from smoldriver_hf.loading_smoldriver import load_strictly
 from smoldriver_hf.precision_smoldriver import PRECISIONS, set_precision
 from smoldriver_hf.tower_smoldriver import patch_grid
 from training.evaluation.controls import Images
@@ -235,7 +233,7 @@ def load_answerer(
     Args:
         checkpoint: folder or Hub id.
         cameras: the cameras to show to a SmolVLM or Idefics3, in the order of the prompt; a SmolDriver has its own.
-        adapter: folder of a LoRA adapter; merged, unless the weights stay in 4 bits.
+        adapter: folder of a LoRA adapter; merged as for an export, unless the weights stay in 4 bits.
         load_in_4bit: the language model in NF4.
         precision: "fp32", "bf16", or "int8" (SmolDriver on a CPU).
         num_queries: a SmolDriver's budget per camera; default: the checkpoint's.
@@ -264,10 +262,16 @@ def load_answerer(
             bnb_4bit_compute_dtype=torch.bfloat16,
             llm_int8_skip_modules=[HEAD, modules["tower"], modules["projector"]],
         )
-    dtype = torch.bfloat16 if load_in_4bit or precision == "bf16" else torch.float32
-    model = AutoModelForImageTextToText.from_pretrained(checkpoint, quantization_config=quantization, dtype=dtype)
-    if adapter is not None:
-        model = _with_adapter(model, adapter, merge=not load_in_4bit)
+    bf16 = load_in_4bit or precision == "bf16"
+    merges = adapter is not None and not load_in_4bit  # in float32, as it is before an export
+    dtype = torch.bfloat16 if bf16 and not merges else torch.float32
+    model = load_strictly(checkpoint, quantization_config=quantization, dtype=dtype)
+    if merges:
+        model = merge_adapter(model, adapter)
+        for parameter in model.parameters() if bf16 else ():  # not its tables, which are computed in float32
+            parameter.data = parameter.data.to(torch.bfloat16)
+    elif adapter is not None:
+        model = load_adapter(model, adapter).get_base_model()  # which runs with the adapter's layers in place
     model.eval().requires_grad_(False)
     if not load_in_4bit:
         if torch.cuda.is_available():
@@ -295,14 +299,6 @@ def fingerprint(path: str, config: PreTrainedConfig | None = None) -> str:
             while block := content.read(1 << 20):
                 digest.update(block)
     return f"sha256:{digest.hexdigest()}"
-
-
-def _with_adapter(model: nn.Module, adapter: str, merge: bool) -> Any:
-    if not (Path(adapter) / "adapter_config.json").is_file():
-        raise ValueError(f"{adapter} holds no adapter (no adapter_config.json)")
-    adapted = PeftModel.from_pretrained(model, adapter)
-    # Inside a PeftModel the base model runs with the adapter's layers in place.
-    return adapted.merge_and_unload() if merge else adapted.get_base_model()
 
 
 def _files(images: Mapping[str, str | Image.Image]) -> list[str | Image.Image]:

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from torch import nn
-from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
+from transformers import BitsAndBytesConfig
+
+from smoldriver_hf.loading_smoldriver import load_strictly
 
 HOW = ("frozen", "lora", "full")
 PARTS = ("tower", "projector", "language_model")
@@ -95,7 +97,7 @@ def load_model(args: Any, model_type: str, bf16: bool, sharded: bool = False) ->
             bnb_4bit_compute_dtype=dtype,
             llm_int8_skip_modules=[HEAD, modules["tower"], modules["projector"]],
         )
-    model = AutoModelForImageTextToText.from_pretrained(
+    model = load_strictly(
         args.checkpoint,
         quantization_config=quantization,
         dtype=dtype if args.load_in_4bit else torch.float32,

@@ -25,7 +25,6 @@ import torch
 import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
-    AutoModel,
     GenerationConfig,
     HfArgumentParser,
     Idefics3ImageProcessorPil,
@@ -39,7 +38,7 @@ from transformers import (
 )
 
 from smoldriver_hf import CAMERAS
-from training.assemble import IMAGE_TOKEN, load_strictly, save_whole, vision_settings
+from training.assemble import IMAGE_TOKEN, load_tower, save_whole, vision_settings
 from training.checkpoints.offline_parts import fetch_dinov2_small
 from training.data.drivelm import read_frames
 
@@ -167,7 +166,7 @@ def build(args: ToyBaseArguments) -> tuple[SmolVLMForConditionalGeneration, PreT
     vision_config, pixel_settings = vision_settings(vision, args.vision_layers)
     if vision_config.model_type != "dinov2":
         raise ValueError(f"vision must be a DINOv2 checkpoint; {vision} is a {vision_config.model_type}")
-    tower = load_strictly(AutoModel, vision, vision_config).eval()
+    tower = load_tower(vision, vision_config, args.vision_layers).eval()
     grid = args.image_size // tower.config.patch_size
     if args.image_size % tower.config.patch_size or grid % args.scale_factor:
         raise ValueError(
