@@ -264,10 +264,9 @@ class Speed:
 
     def _smoldriver_flops(self, scale: parts.Scale, tower: str, budget: int) -> dict[str, float]:
         processor = parts.smoldriver_processor(parts.smoldriver_config(scale, tower))
-        token = processor.image_token
-        prefix, _, tail = processor.prompt("", list(CAMERAS)).rpartition(token)
-        count = len(parts.tokenizer()((prefix + token).replace(token, token * budget))["input_ids"])
-        lengths = [len(parts.tokenizer()(question + tail)["input_ids"]) for question in self.questions[:91]]
+        ids = processor.prompt_ids("", CAMERAS, budget)
+        count = len(ids) - ids[::-1].index(processor.image_token_id)
+        lengths = [len(processor.prompt_ids(question, CAMERAS, budget)) - count for question in self.questions[:91]]
         length = round(sum(lengths) / len(lengths))
         vision = smoldriver_vision_flops(scale, tower, budget)
         prefill = text_flops(scale, count, 0, with_head=0)

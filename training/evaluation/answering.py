@@ -145,6 +145,7 @@ class PromptSight:
         return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
     def _prompt_ids(self, question: str) -> list[int]:
+        # What stands for an image may differ from image to image (tiles), so the processor does not expand them.
         ids = self.processor.tokenizer(str(self.processor.prompt(question, self.cameras)))["input_ids"]
         tokens = iter(self.placeholders)
         return [token for i in ids for token in (next(tokens) if i == self.processor.image_token_id else [i])]

@@ -28,6 +28,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, TrainerCallback
 
+from smoldriver_hf.chat_smoldriver import user_message
+
 IGNORED = -100  # the label of what is not learnt
 
 Example = Mapping[str, Any]
@@ -154,21 +156,19 @@ class SceneCollator:
     def encode(self, example: Example, num_queries: int) -> EncodedFrame:
         """Token ids of an example's prompts and answers at a budget."""
         processor, cameras = self.processor, list(self.shown(example))
-        placeholders = processor.image_token * processor.num_image_tokens(num_queries)
-        prompts, answers = [], []
+        prompt_ids, answers = [], []
         for question, answer in example["pairs"]:
             if not answer.strip():
                 raise ValueError(f"the question {question!r} has an empty answer; there is nothing to learn from it")
             prompt = processor.prompt(question, cameras)
-            conversation = _conversation(question, answer, cameras)
-            whole = processor.apply_chat_template(conversation)
+            reply = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
+            whole = processor.apply_chat_template([user_message(question, cameras), reply])
             if not whole.startswith(prompt):
                 raise ValueError(f"the chat template writes a prompt differently once it is answered: {prompt!r}")
-            prompts.append(str(prompt).replace(processor.image_token, placeholders))
+            prompt_ids.append(processor.ids_of(prompt, num_queries))
             answers.append(whole[len(prompt) :].rstrip())  # ends with the token that ends the turn
-        if not prompts:
+        if not prompt_ids:
             raise ValueError("an example needs at least one (question, answer) pair; got none")
-        prompt_ids = processor.tokenizer(prompts)["input_ids"]
         answer_ids = processor.tokenizer(answers, add_special_tokens=False)["input_ids"]
 
         # No tokenizer merges anything with a placeholder, so ids up to the last one do not depend on the question.
@@ -330,14 +330,6 @@ def packed_mask_dtype(model: PreTrainedModel) -> torch.dtype:
     raise ValueError(
         f"packed scenes need attn_implementation 'sdpa' or 'eager'; the language model has {implementation!r}"
     )
-
-
-def _conversation(question: str, answer: str, cameras: list[str]) -> list[dict[str, Any]]:
-    parts = [{"type": "image", "camera": camera} for camera in cameras]
-    return [
-        {"role": "user", "content": [*parts, {"type": "text", "text": question}]},
-        {"role": "assistant", "content": [{"type": "text", "text": answer}]},
-    ]
 
 
 def _pad(rows: list[list[int]], value: int) -> torch.Tensor:

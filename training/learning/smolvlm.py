@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoTokenizer, Idefics3Processor, PreTraine
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
-from smoldriver_hf.chat_smoldriver import chat_template_for
+from smoldriver_hf.chat_smoldriver import CameraPrompts, chat_template_for
 from training.learning.collate import EncodedFrame, Example, PackedSceneCollator, SceneCollator
 from training.learning.features import FeatureCache, evaluating, vision_fingerprint, write_features
 
@@ -86,7 +86,7 @@ def whole_pictures(image_processor: Idefics3ImageProcessorPil, paths: Sequence[s
     return pixels_of(image_processor, [[path] for path in paths])["pixel_values"][:, 0]
 
 
-class SceneView:
+class SceneView(CameraPrompts):
     """An `Idefics3Processor` as `SceneCollator` sees a processor: named cameras, one placeholder per image.
 
     Attributes:
@@ -103,13 +103,13 @@ class SceneView:
         self.image_token = idefics3.image_token
         self.image_token_id = idefics3.image_token_id
 
-    def num_image_tokens(self, num_queries: int) -> int:
+    def num_image_tokens(self, num_queries: int | None = None) -> int:
         """Placeholders that the collator writes per image; `BaselineCollator` expands them.
 
         Raises:
             ValueError: a budget other than the only one there is.
         """
-        if num_queries != self.num_queries:
+        if num_queries not in (None, self.num_queries):
             raise ValueError(
                 f"a SmolVLM has {self.num_queries} visual tokens per tile and no other budget; num_queries must be "
                 f"left out or {self.num_queries}, got {num_queries}"
@@ -118,12 +118,6 @@ class SceneView:
 
     def apply_chat_template(self, conversation: list[dict], **kwargs) -> str:
         return self.idefics3.apply_chat_template(conversation, **kwargs)
-
-    def prompt(self, question: str, cameras: Sequence[str]) -> str:
-        """The prompt of one user question about images of `cameras`, ready for the answer."""
-        content = [{"type": "image", "camera": camera} for camera in cameras]
-        message = {"role": "user", "content": [*content, {"type": "text", "text": question}]}
-        return self.apply_chat_template([message], add_generation_prompt=True)
 
     def image_tokens(self, images: Sequence[Any]) -> list[list[int]]:
         """Per image the token ids that stand in for its placeholder: of one tile, or of all tiles and the whole."""
