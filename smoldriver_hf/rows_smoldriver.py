@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -227,14 +228,18 @@ class Rows:
                 states[target, :, :length] = states[source, :, :length]
 
 
+@dataclass
+class _Answer:
+    """What a row has so far: its prompt's index, the columns in use behind the prefix, and the answer's tokens."""
+
+    prompt: int
+    columns: int
+    tokens: list[int] = field(default_factory=list)
+
+
 @torch.inference_mode()
 def decode(
-    model: Any,
-    prefix: Prefix,
-    suffixes: Sequence[Sequence[int]],
-    limit: int,
-    ends: set[int],
-    batch_size: int,
+    model: Any, prefix: Prefix, suffixes: Sequence[Sequence[int]], limit: int, ends: set[int], batch_size: int
 ) -> Iterator[tuple[int, int, bool]]:
     """Continue all prompts greedily in at most `batch_size` rows.
 
@@ -259,39 +264,36 @@ def decode(
     columns = len(suffixes[waiting[0]]) + limit
     batch_size = min(batch_size, len(suffixes), max(1, CACHE_COLUMNS // columns))
     rows = Rows(model, prefix, batch_size, columns)
-    prompts: list[int] = []  # of each row in use; these come first
-    answers: list[list[int]] = []
-    lengths: list[int] = []  # columns in use
-    while waiting or prompts:
-        free = batch_size - len(prompts)
+    running: list[_Answer] = []  # of each row in use; these come first
+    while waiting or running:
+        free = batch_size - len(running)
         # A call costs the weights once however few rows it fills: wait until a quarter of the rows is free.
-        if waiting and (not prompts or free >= max(1, batch_size // 4)):
+        if waiting and (not running or free >= max(1, batch_size // 4)):
             at_once = max(1, PROMPT_TOKENS // len(suffixes[waiting[0]]))
             new = [waiting.popleft() for _ in range(min(free, len(waiting), at_once))]
-            changed = range(len(prompts), len(prompts) + len(new))
-            hidden = rows.fill(len(prompts), [suffixes[index] for index in new])
+            first = len(running)
+            hidden = rows.fill(first, [suffixes[index] for index in new])
             last = torch.tensor([len(suffixes[index]) - 1 for index in new], device=hidden.device)
             hidden = hidden[torch.arange(len(new), device=hidden.device), last]  # (new rows, hidden)
-            prompts += new
-            answers += [[] for _ in new]
-            lengths += [len(suffixes[index]) for index in new]
+            running += [_Answer(index, len(suffixes[index])) for index in new]
         else:
-            changed = range(len(prompts))
-            hidden = rows.advance([answer[-1] for answer in answers], lengths)
-            lengths = [length + 1 for length in lengths]
+            first = 0
+            hidden = rows.advance([answer.tokens[-1] for answer in running], [answer.columns for answer in running])
+            for answer in running:
+                answer.columns += 1
 
         # Not argmax: on a CPU it reads bf16 one value at a time.
         tokens = model.lm_head(hidden).max(-1).indices.tolist()
-        for row, token in zip(changed, tokens, strict=True):
-            answers[row].append(token)
-        for row, token in reversed(list(zip(changed, tokens, strict=True))):
-            done = token in ends or len(answers[row]) == limit
-            yield prompts[row], token, done
+        for row, token in reversed(list(enumerate(tokens, first))):
+            answer = running[row]
+            answer.tokens.append(token)
+            done = token in ends or len(answer.tokens) == limit
+            yield answer.prompt, token, done
             if done:  # the last row moves into its place
-                if row < len(prompts) - 1:
-                    rows.copy(len(prompts) - 1, row, lengths[-1])
-                prompts[row], answers[row], lengths[row] = prompts[-1], answers[-1], lengths[-1]
-                prompts.pop(), answers.pop(), lengths.pop()
+                moved = running.pop()
+                if row < len(running):
+                    rows.copy(len(running), row, moved.columns)
+                    running[row] = moved
 
 
 __all__ = ["ATTENTION", "Prefix", "Rows", "decode", "rows_attention", "rows_attention_in"]
