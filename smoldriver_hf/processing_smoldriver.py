@@ -254,13 +254,14 @@ class SmolDriverProcessor(CameraPrompts, ProcessorMixin):
         Raises:
             ValueError: budget out of range, or not the only one that `pixel_shuffle` has.
         """
-        budget = self.num_queries if num_queries is None else num_queries
-        lowest = 1 if self.queries_per_token == 1 else self.max_queries
-        if isinstance(budget, bool) or not isinstance(budget, int) or not lowest <= budget <= self.max_queries:
+        num_queries = self.num_queries if num_queries is None else num_queries
+        highest = self.max_queries
+        lowest = 1 if self.queries_per_token == 1 else highest
+        if isinstance(num_queries, bool) or not isinstance(num_queries, int) or not lowest <= num_queries <= highest:
             raise ValueError(
-                f"num_queries must be an integer from {lowest} to {self.max_queries} for this model; got {budget!r}"
+                f"num_queries must be an integer from {lowest} to {highest} for this model; got {num_queries!r}"
             )
-        return budget // self.queries_per_token
+        return num_queries // self.queries_per_token
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, num_queries: int | None = None, **kwargs) -> str:
         return self.image_token * self.num_image_tokens(num_queries)
