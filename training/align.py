@@ -43,6 +43,7 @@ from training.learning.callbacks import JsonlCallback, ProgressBar
 from training.learning.features import FeatureCache
 from training.learning.smolvlm import build_features, load_processor
 from training.learning.trainer import WholeCheckpoints, last_checkpoint
+from training.stages import Stage
 from training.toyworld.pictures import LISTING, UNTELLING
 
 HELD_OUT = 10  # one scene in so many is held out
@@ -165,6 +166,21 @@ def as_long_as_words(connector: nn.Module, features: torch.Tensor, embeddings: t
     ratio = embeddings.norm(dim=-1).mean() / connector(features).norm(dim=-1).mean()
     for weight in connector.parameters():
         weight *= ratio
+
+
+def held_out(folder: Path) -> dict[str, Any]:
+    """How well the words of held-out pictures are told apart, from the note."""
+    return json.loads((folder / "final" / "align.json").read_text())["held_out"]
+
+
+STAGE = Stage(
+    start="checkpoint",
+    inputs=("checkpoint", "data"),
+    caches=("feature_cache",),
+    result=lambda arguments: "final",
+    resumes=True,
+    figures=held_out,
+)
 
 
 def main(args: AlignArguments, config: TrainingArguments) -> Path:

@@ -49,6 +49,7 @@ from smoldriver_hf import (
 from smoldriver_hf.loading_smoldriver import load_strictly
 from smoldriver_hf.tower_smoldriver import drop_untrained
 from training.checkpoints.offline_parts import fetch_dinov2_small, fetch_smollm2_135m
+from training.stages import Stage
 
 IMAGE_TOKEN = "<image>"
 OFFLINE_IMAGE_SIZE = 224
@@ -290,6 +291,9 @@ def save_whole(output_dir: str | Path, *parts, notes: dict | None = None) -> Pat
         target.rmdir()  # only an empty folder may be replaced
     os.replace(unfinished, target)
     return target
+
+
+STAGE = Stage(start="smolvlm", inputs=("smolvlm", "vision", "text"))
 
 
 def main(args: AssembleArguments) -> Path:

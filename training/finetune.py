@@ -60,6 +60,7 @@ from training.learning.smolvlm import (
 )
 from training.learning.trainer import SceneTrainer, WithWeights, clear_about_full_disk, last_checkpoint
 from training.merge import merged
+from training.stages import Stage
 
 
 @dataclass
@@ -99,6 +100,17 @@ class FinetuneArguments:
         default=None, metadata={"help": "Ablation: regular expression over names of weights that shall not train."}
     )
     merge: bool = field(default=True, metadata={"help": "Fold adapters in at the end; else training.merge does."})
+
+
+STAGE = Stage(
+    start="checkpoint",
+    inputs=("checkpoint", "data"),
+    caches=("feature_cache",),
+    result=lambda arguments: "final" if arguments.get("merge", True) else "adapter",
+    resumes=True,
+    distributed=True,
+    figures=lambda folder: first_and_last(folder / "metrics.jsonl"),
+)
 
 
 def main(args: FinetuneArguments, config: SFTConfig) -> Path:

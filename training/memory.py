@@ -3,10 +3,11 @@
     python -m training.memory --recipe smolvlm2-2.2b-paper
     python -m training.memory --recipe smolvlm2-256m --limit_gb 24 --question_tokens 120
 
-Two whole training steps of `heal` and `adapt` run on fake tensors (shapes and types, no data), as the recipe has them:
-batch, questions per sequence, largest budget, adapters, bf16 autocast, gradient checkpointing, AdamW. Every tensor is
-followed from its birth to its end. 4-bit weights are counted at 4.127 bits (a scale of 8 bits for 64 weights, and one
-of 32 bits for 256 of those), with one layer at a time unpacked to bf16.
+Every stage that fine-tunes what the recipe assembles takes two whole training steps on fake tensors (shapes and types,
+no data), as the recipe has them: batch, questions per sequence, largest budget, adapters, bf16 autocast, gradient
+checkpointing, AdamW; blind controls, which need less, are left out. Every tensor is followed from its birth to its end.
+4-bit weights are counted at 4.127 bits (a scale of 8 bits for 64 weights, and one of 32 bits for 256 of those), with one
+layer at a time unpacked to bf16.
 
 A stage is said to fit if its peak, with 10 % for fragmentation and 0.8 GB for the CUDA context and libraries, stays
 below the limit. Attention is counted as fused (its scores are never stored).
@@ -16,6 +17,7 @@ import json
 import weakref
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,10 +43,11 @@ from trl import SFTConfig
 
 from smoldriver_hf import SmolDriverConfig, SmolDriverForConditionalGeneration
 from smoldriver_hf.tower_smoldriver import height_and_width
-from training.assemble import projector_config_for
+from training import command_line
+from training.assemble import OFFLINE_IMAGE_SIZE, AssembleArguments, projector_config_for
 from training.finetune import FinetuneArguments
 from training.learning.parts import HEAD, freeze, how_of, lora_config, modules_of
-from training.run import read_recipe
+from training.stages import PROCESSES, PlannedStage, plan, read_recipe
 from training.toyworld.smolvlm import ToyBaseArguments, language_model_config
 
 GB = 1 << 30
@@ -53,7 +56,6 @@ CONTEXT_BYTES = 0.8 * GB
 FRAGMENTATION = 1.1
 HEAD_CHUNK = 1024  # positions whose logits exist at a time
 LABEL_TOKENS = 15  # a camera's name, the frame and a line end around its visual tokens
-STAGES = ("heal", "adapt")
 
 _SMOLLM2_135M = {
     "hidden_size": 576,
@@ -141,31 +143,37 @@ class Estimate:
         return self.peak * FRAGMENTATION + CONTEXT_BYTES
 
 
-def config_of(assemble: dict[str, Any], toybase: dict[str, Any] | None = None) -> SmolDriverConfig:
-    """The model that a recipe's section `assemble` makes, by dimensions; `toybase` made its language model."""
-    smolvlm: Any = _part(assemble["smolvlm"]) if assemble.get("smolvlm") else None
-    offline = {"vision": "facebook/dinov2-small", "text": "HuggingFaceTB/SmolLM2-135M-Instruct"}
-    names = {**(offline if assemble.get("offline") else {}), **{k: v for k, v in assemble.items() if v is not None}}
-    vision = _part(names["vision"]) if "vision" in names else smolvlm.vision_config
-    if toybase is not None:
-        args = ToyBaseArguments(drivelm_json=[], output_dir="", **toybase)
-        text: Any = language_model_config(args, vocab_size=args.vocab_size)
+def config_of(args: AssembleArguments, base: ToyBaseArguments | None = None) -> SmolDriverConfig:
+    """The model that `training.assemble` makes, by dimensions.
+
+    Args:
+        args: of `training.assemble`.
+        base: what its SmolVLM was made with, if that is one of the toy world.
+    """
+    smolvlm: Any = _part(args.smolvlm) if args.smolvlm and base is None else None
+    offline = ("facebook/dinov2-small", "HuggingFaceTB/SmolLM2-135M-Instruct") if args.offline else (None, None)
+    vision, text = args.vision or offline[0], args.text or offline[1]
+    tower: Any = _part(vision) if vision else smolvlm.vision_config
+    if args.vision_layers:
+        tower.num_hidden_layers = args.vision_layers
+    if base is not None:
+        language_model: Any = language_model_config(base, vocab_size=base.vocab_size)
     else:
-        text = smolvlm.text_config if smolvlm is not None else _part(names["text"])
-    shuffle = assemble.get("connector") == "pixel_shuffle"
-    queries = assemble.get("max_queries", 64)
+        language_model = smolvlm.text_config if smolvlm is not None else _part(text)
+    shuffle = args.connector == "pixel_shuffle"
+    queries = args.max_queries
     if shuffle:
         queries = (smolvlm.vision_config.image_size // smolvlm.vision_config.patch_size) ** 2
     return SmolDriverConfig(
-        vision_config=vision,
-        text_config=text,
-        projector_config=projector_config_for(vision, torch.ones(2), smolvlm if shuffle else None),
+        vision_config=tower,
+        text_config=language_model,
+        projector_config=projector_config_for(tower, torch.ones(2), smolvlm if shuffle else None),
         max_queries=queries,
-        connector=assemble.get("connector", "linear"),
-        image_size=assemble.get("image_size") or (224 if assemble.get("offline") else None),
+        connector=args.connector,
+        image_size=args.image_size or (OFFLINE_IMAGE_SIZE if args.offline else None),
         image_token_id=0,
-        tie_word_embeddings=smolvlm.tie_word_embeddings if smolvlm is not None else text.tie_word_embeddings,
-        **({"cameras": assemble["cameras"]} if assemble.get("cameras") else {}),
+        tie_word_embeddings=(smolvlm or language_model).tie_word_embeddings,
+        cameras=args.cameras,
     )
 
 
@@ -207,6 +215,24 @@ class PeakMemory(TorchDispatchMode):
         return result
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Sizes of a training batch; `prefix` and `length` in tokens, of the cameras and of the whole sequence."""
+
+    size: int
+    cameras: int
+    queries: int
+    prefix: int
+    length: int
+
+
+def batch_of(config: SmolDriverConfig, args: FinetuneArguments, size: int, question_tokens: int) -> Batch:
+    cameras = len(args.cameras or config.cameras)
+    queries = max(args.num_queries or [config.num_queries])
+    prefix = cameras * (queries // config.queries_per_token + LABEL_TOKENS)
+    return Batch(size, cameras, queries, prefix, prefix + args.pairs_per_sequence * question_tokens)
+
+
 def estimate(config: SmolDriverConfig, args: FinetuneArguments, training: SFTConfig, question_tokens: int) -> Estimate:
     """Memory of a training step.
 
@@ -215,58 +241,16 @@ def estimate(config: SmolDriverConfig, args: FinetuneArguments, training: SFTCon
         args, training: a stage's settings.
         question_tokens: of a question with its answer.
     """
-    cameras = len(args.cameras or config.cameras)
-    queries = max(args.num_queries or [config.num_queries])
-    prefix = cameras * (queries // config.queries_per_token + LABEL_TOKENS)
-    length = prefix + args.pairs_per_sequence * question_tokens
-    batch = training.per_device_train_batch_size
-    height, width = height_and_width(config.image_size)
-    modules = modules_of("smoldriver")
+    batch = batch_of(config, args, training.per_device_train_batch_size, question_tokens)
     low = torch.bfloat16 if training.bf16 else torch.float32
-    with torch.device("meta"), no_init_weights():
-        model = SmolDriverForConditionalGeneration(deepcopy(config))
-        model.tie_weights()  # which else the initialisation does
-        if args.cameras:  # the other Q-Formers are held, but see nothing
-            model.config.cameras = model.model.multi_modal_projector.cameras = list(args.cameras)
-        freeze(model, how_of(args), modules)
-        unchanged = [name for part, name in modules.items() if how_of(args)[part] != "full"]
-        for name in [*unchanged, *([HEAD] if args.language_model != "full" else [])]:
-            model.get_submodule(name).to(low)
-        language_model = model.get_submodule(modules["language_model"])
-        linears = [module.weight.numel() for module in language_model.modules() if isinstance(module, nn.Linear)]
-        adapter = lora_config(args, modules)
+    model, linears = model_without_weights(config, args, low)
+    adapter = lora_config(args, modules_of("smoldriver"))
+    with torch.device("meta"):
         wrapped = get_peft_model(model, adapter) if adapter is not None else model
-    with FakeTensorMode():
-        _make_fake(wrapped)
-        trained = [parameter for parameter in wrapped.parameters() if parameter.requires_grad]
-        if training.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-            model.enable_input_require_grads()
-        wrapped.train()
-        optimizer = torch.optim.AdamW(trained)
-        pixels = torch.empty(batch * cameras, 3, height, width)
-        features = None
-        if args.feature_cache:
-            patches = model.model.multi_modal_projector.grid
-            features = torch.empty(batch * cameras, patches[0] * patches[1], config.vision_config.hidden_size)
-        text = torch.zeros(batch, length - prefix, dtype=torch.long)
-        packed = args.pairs_per_sequence > 1
-        mask = torch.ones(batch, 1, length, length, dtype=torch.bool) if packed else None
-        tracker = PeakMemory()
-        given = [*wrapped.parameters(), *wrapped.buffers(), pixels if features is None else features, text]
-        for tensor in given if mask is None else [*given, mask]:
-            tracker.follow(tensor)
-        with tracker:
-            for _ in range(2):  # the optimiser has its states from the second step on
-                with torch.autocast("cpu", dtype=torch.bfloat16, enabled=training.bf16):
-                    loss = _loss(model, pixels, features, text, mask, queries, prefix)
-                loss.backward()
-                optimizer.step()
-                optimizer.zero_grad()
-        peak = tracker.peak
-        storages = {p.untyped_storage()._cdata: p.untyped_storage().nbytes() for p in wrapped.parameters()}
+    peak = peak_of_two_steps(model, wrapped, batch, args, training)
 
-    trainable = sum(p.numel() for p in trained)
+    trainable = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
+    storages = {p.untyped_storage()._cdata: p.untyped_storage().nbytes() for p in wrapped.parameters()}
     saved = int(sum(linears) * (low.itemsize - NF4_BYTES)) if args.load_in_4bit else 0
     unpacked = max(linears) if args.load_in_4bit else 0
     parameters = sum(storages.values()) - saved
@@ -278,9 +262,72 @@ def estimate(config: SmolDriverConfig, args: FinetuneArguments, training: SFTCon
         optimizer=optimizer_bytes,
         activations=peak - parameters - optimizer_bytes,
         peak=peak,
-        sequence_length=length,
+        sequence_length=batch.length,
         trainable=trainable,
     )
+
+
+def model_without_weights(
+    config: SmolDriverConfig, args: FinetuneArguments, low: torch.dtype
+) -> tuple[SmolDriverForConditionalGeneration, list[int]]:
+    """The model on the meta device, frozen and in the types of a stage, and the sizes of what 4 bits may hold."""
+    modules = modules_of("smoldriver")
+    with torch.device("meta"), no_init_weights():
+        model = SmolDriverForConditionalGeneration(deepcopy(config))
+        model.tie_weights()  # which else the initialisation does
+        if args.cameras:  # the other Q-Formers are held, but see nothing
+            model.config.cameras = model.model.multi_modal_projector.cameras = list(args.cameras)
+        freeze(model, how_of(args), modules)
+        unchanged = [name for part, name in modules.items() if how_of(args)[part] != "full"]
+        for name in [*unchanged, *([HEAD] if args.language_model != "full" else [])]:
+            model.get_submodule(name).to(low)
+    language_model = model.get_submodule(modules["language_model"])
+    return model, [module.weight.numel() for module in language_model.modules() if isinstance(module, nn.Linear)]
+
+
+def peak_of_two_steps(
+    model: SmolDriverForConditionalGeneration,
+    wrapped: nn.Module,
+    batch: Batch,
+    args: FinetuneArguments,
+    training: SFTConfig,
+) -> int:
+    """The most bytes that live at once; gives the model fake weights.
+
+    Args:
+        model: on the meta device.
+        wrapped: the same with its adapters.
+        batch: its sizes.
+        args, training: a stage's settings.
+    """
+    config = model.config
+    with FakeTensorMode():
+        _make_fake(wrapped)
+        if training.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.enable_input_require_grads()
+        wrapped.train()
+        optimizer = torch.optim.AdamW(p for p in wrapped.parameters() if p.requires_grad)
+        images = batch.size * batch.cameras
+        if args.feature_cache:
+            rows, columns = model.model.multi_modal_projector.grid
+            seen = {"vision_features": torch.empty(images, rows * columns, config.vision_config.hidden_size)}
+        else:
+            seen = {"pixel_values": torch.empty(images, 3, *height_and_width(config.image_size))}
+        text = torch.zeros(batch.size, batch.length - batch.prefix, dtype=torch.long)
+        packed = args.pairs_per_sequence > 1
+        mask = torch.ones(batch.size, 1, batch.length, batch.length, dtype=torch.bool) if packed else None
+        tracker = PeakMemory()
+        for tensor in (*wrapped.parameters(), *wrapped.buffers(), *seen.values(), text, *([mask] if packed else [])):
+            tracker.follow(tensor)
+        with tracker:
+            for _ in range(2):  # the optimiser has its states from the second step on
+                with torch.autocast("cpu", dtype=torch.bfloat16, enabled=training.bf16):
+                    loss = _loss(model, seen, text, mask, batch)
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+    return tracker.peak
 
 
 def _make_fake(model: nn.Module) -> None:
@@ -299,14 +346,13 @@ def _make_fake(model: nn.Module) -> None:
                 module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
 
 
-def _loss(model, pixels, features, text, mask, queries: int, prefix: int) -> torch.Tensor:
+def _loss(model, seen: dict[str, torch.Tensor], text, mask, batch: Batch) -> torch.Tensor:
     """A training step's loss without anything that depends on data (fake tensors hold none)."""
     base = model.model
-    given = {"pixel_values": pixels} if features is None else {"vision_features": features}
-    tokens = base.get_image_features(num_queries=queries, return_dict=True, **given).pooler_output
+    tokens = base.get_image_features(num_queries=batch.queries, return_dict=True, **seen).pooler_output
     tokens = tokens.reshape(text.shape[0], -1, tokens.shape[-1])
     words = base.get_input_embeddings()(text)
-    labels = words.new_zeros(text.shape[0], prefix - tokens.shape[1], words.shape[-1])
+    labels = words.new_zeros(text.shape[0], batch.prefix - tokens.shape[1], words.shape[-1])
     states = torch.cat([tokens.to(words.dtype), labels, words], dim=1)  # (batch, length, hidden)
     states = base.language_model(inputs_embeds=states, attention_mask=mask, use_cache=False).last_hidden_state
     chunks = states.flatten(0, 1).split(HEAD_CHUNK)
@@ -318,35 +364,53 @@ def _chunk_loss(states: torch.Tensor, head: nn.Module) -> torch.Tensor:
     return nn.functional.cross_entropy(logits, states.new_zeros(len(states), dtype=torch.long), reduction="sum")
 
 
+def assembled_by(stages: dict[str, PlannedStage], stage: PlannedStage) -> SmolDriverConfig | None:
+    """What a stage fine-tunes, if the plan assembles it."""
+    while stage.module != "assemble" and stage.source is not None:
+        stage = stages[stage.source]
+    if stage.module != "assemble":
+        return None
+    first = stage
+    while first.source is not None:
+        first = stages[first.source]
+    base = ToyBaseArguments(**first.arguments) if first.module == "toyworld.smolvlm" else None
+    return config_of(AssembleArguments(**stage.arguments), base)
+
+
 def main(args: MemoryArguments) -> dict[str, Any]:
     """Print and return the estimates of a recipe's stages.
 
     Raises:
         ValueError: no such recipe, or it does not assemble a model.
     """
-    path, recipe = read_recipe(args.recipe)
-    if not recipe.get("assemble"):
-        raise ValueError(f"{path} has no section assemble: which model it trains is not known")
-    config = config_of(recipe["assemble"], recipe.get("toybase"))
+    recipe = read_recipe(args.recipe)
+    stages = plan(recipe.sections, Path(recipe.output_dir), recipe.data)
     parser = HfArgumentParser((FinetuneArguments, SFTConfig))
-    report: dict[str, Any] = {"recipe": str(path), "limit_gb": args.limit_gb, "stages": {}}
-    for stage in (stage for stage in STAGES if stage in recipe):
-        section = {**recipe[stage], "use_cpu": True, "report_to": "none", "output_dir": "unused"}
-        finetune, training = parser.parse_dict({"checkpoint": "", "data": "", **section})
+    report: dict[str, Any] = {"recipe": str(recipe.file), "limit_gb": args.limit_gb, "stages": {}}
+    for name, stage in stages.items():
+        if stage.module != "finetune" or stage.arguments.get("blind"):
+            continue
+        config = assembled_by(stages, stage)
+        if config is None:
+            continue
+        given = {key: value for key, value in stage.arguments.items() if key != PROCESSES}
+        finetune, training = parser.parse_dict({**given, "use_cpu": True, "report_to": "none"})
         found = estimate(config, finetune, training, args.question_tokens)
         fits = found.needed() < args.limit_gb * GB
-        report["stages"][stage] = {**asdict(found), "needed": int(found.needed()), "fits": fits}
+        report["stages"][name] = {**asdict(found), "needed": int(found.needed()), "fits": fits}
         amounts = {
-            name: value / GB for name, value in asdict(found).items() if name not in ("sequence_length", "trainable")
+            key: value / GB for key, value in asdict(found).items() if key not in ("sequence_length", "trainable")
         }
         print(
-            f"{stage}: batch {training.per_device_train_batch_size} x {found.sequence_length} tokens, "
-            + ", ".join(f"{name} {value:.2f}" for name, value in amounts.items())
+            f"{name}: batch {training.per_device_train_batch_size} x {found.sequence_length} tokens, "
+            + ", ".join(f"{key} {value:.2f}" for key, value in amounts.items())
             + f" GB; needs {found.needed() / GB:.2f} GB: {'fits' if fits else 'does not fit'} {args.limit_gb:g} GB"
         )
+    if not report["stages"]:
+        raise ValueError(f"{recipe.file} fine-tunes nothing that it assembles: which model it trains is not known")
     print(json.dumps(report))
     return report
 
 
 if __name__ == "__main__":
-    main(HfArgumentParser(MemoryArguments).parse_args_into_dataclasses()[0])
+    command_line.run(main, MemoryArguments)

@@ -18,6 +18,7 @@ from transformers import AutoProcessor, HfArgumentParser
 from smoldriver_hf.adapters import merge_adapter
 from smoldriver_hf.loading_smoldriver import load_strictly
 from training.assemble import save_whole
+from training.stages import Stage
 
 
 @dataclass
@@ -31,6 +32,9 @@ class MergeArguments:
 def merged(checkpoint: str, adapter: str | Path, dtype: torch.dtype) -> torch.nn.Module:
     """The checkpoint with the adapter in it, in `dtype`; see `merge_adapter`."""
     return merge_adapter(load_strictly(checkpoint, dtype=torch.float32), adapter, dtype).to(dtype)
+
+
+STAGE = Stage(start="checkpoint", inputs=("checkpoint", "adapter"))
 
 
 def main(args: MergeArguments) -> Path:

@@ -58,6 +58,7 @@ from training.data.drivelm import (
     uses_coordinates,
 )
 from training.data.rows import EXTRA_VIEWS, FRAME_KEYS, QUESTION_SCHEMA, SPLITS, VIEWS
+from training.stages import Stage
 
 FORMAT_VERSION = 1  # raise it when the tables change, so that folders of older code are written anew
 _EXAMPLES = 5
@@ -189,6 +190,9 @@ class TableWriter:
         folder = self._folder / table
         folder.mkdir(exist_ok=True)
         return folder / f"{split}-00000-of-00001.parquet"
+
+
+STAGE = Stage(start="image_root", inputs=("drivelm_json",))
 
 
 def main(args: PrepareArguments) -> dict[str, Any]:

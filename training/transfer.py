@@ -41,6 +41,7 @@ from training.learning.callbacks import JsonlCallback, ProgressBar
 from training.learning.collate import DrawBudgetsByEpoch, SceneCollator
 from training.learning.features import FeatureCache
 from training.learning.smolvlm import build_features
+from training.stages import Stage
 
 
 @dataclass
@@ -91,6 +92,17 @@ def check_arguments(args: TransferArguments, student: PreTrainedModel, teacher: 
     if not args.num_queries or not all(1 <= budget <= config.max_queries for budget in args.num_queries):
         raise ValueError(f"num_queries must lie between 1 and {config.max_queries}; got {args.num_queries}")
     return sorted(set(args.num_queries))
+
+
+STAGE = Stage(
+    start="student",
+    inputs=("student", "teacher", "data", "eval_data"),
+    caches=("feature_cache",),
+    result=lambda arguments: "final",
+    resumes=True,
+    distributed=True,
+    figures=lambda folder: json.loads((folder / "transfer_metrics.json").read_text()),
+)
 
 
 def main(args: TransferArguments, config: TrainingArguments) -> Path:

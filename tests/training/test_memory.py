@@ -4,8 +4,10 @@ import pytest
 from tiny import tiny_config, tiny_model
 from trl import SFTConfig
 
+from training.assemble import AssembleArguments
 from training.finetune import FinetuneArguments
 from training.memory import GB, NF4_BYTES, MemoryArguments, config_of, estimate, main
+from training.toyworld.smolvlm import ToyBaseArguments
 
 # `tiny.tiny_config`, weight by weight.
 TOWER = (
@@ -86,15 +88,23 @@ def test_what_needs_more_and_what_needs_less():
 
 
 def test_a_recipe_without_a_model(tmp_path):
-    (tmp_path / "recipe.yaml").write_text("heal: {}\n")
-    with pytest.raises(ValueError, match="has no section assemble"):
+    (tmp_path / "recipe.yaml").write_text("heal: {module: finetune, checkpoint: a/b, data: c}\n")
+    with pytest.raises(ValueError, match="fine-tunes nothing that it assembles"):
         main(MemoryArguments(str(tmp_path / "recipe.yaml")))
 
 
 def test_a_recipe_that_makes_its_own_language_model():
-    config = config_of({"offline": True, "image_size": 112}, {"hidden_size": 256, "num_hidden_layers": 3})
+    base = ToyBaseArguments([], "", hidden_size=256, num_hidden_layers=3)
+    config = config_of(AssembleArguments("", offline=True, image_size=112, vision_layers=6), base)
     assert (config.text_config.hidden_size, config.text_config.num_hidden_layers) == (256, 3)
     assert config.text_config.vocab_size == 768 and config.vision_config.hidden_size == 384
+    assert config.vision_config.num_hidden_layers == 6
+
+
+def test_stages_that_train_what_the_recipe_assembles():
+    """Not its own SmolVLM, not the baseline, not the blind control."""
+    report = main(MemoryArguments("demo"))
+    assert set(report["stages"]) == {"heal", "adapt"}
 
 
 @pytest.mark.slow

@@ -1,30 +1,24 @@
-"""The runner: what a recipe becomes; finished stages are skipped, changes refused, failures and kills survived."""
+"""The runner: finished stages are skipped, changes refused, failures and kills survived."""
 
 import json
 import sys
-from importlib import import_module
-from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
-from typing import get_type_hints
 
 import pytest
 import yaml
 from filelock import FileLock
-from transformers import HfArgumentParser, TrainingArguments
 
 from training import run
-from training.run import PROCESSES, RECIPES, STAGES, RunArguments, fingerprint, flags, main, plan, read_recipe
+from training.files import flags
+from training.run import RunArguments, fingerprint, main
+from training.stages import module_of
 
 
 def recipe_file(folder: Path, **sections) -> str:
     file = folder / "recipe.yaml"
-    file.write_text(yaml.safe_dump({"output_dir": str(folder / "out"), **sections}))
+    file.write_text(yaml.safe_dump({"output_dir": str(folder / "out"), **sections}, sort_keys=False))
     return str(file)
-
-
-def runnable_recipes() -> list[str]:
-    return sorted(file.stem for file in RECIPES.glob("*.yaml") if set(yaml.safe_load(file.read_text())) & set(STAGES))
 
 
 class Commands:
@@ -78,128 +72,21 @@ def commands(monkeypatch) -> Commands:
     return fake
 
 
+TOYWORLD = {"module": "toyworld", "scenes": 3}
+PREPARE = {"module": "prepare", "from": "toyworld", "drivelm_json": "toyworld/drivelm.json"}
+HEAL = {"module": "finetune", "from": "assemble", "data": "prepare", "max_steps": 2}
 SECTIONS = {
-    "toyworld": {"scenes": 3},
-    "prepare": {},
-    "assemble": {"offline": True},
-    "heal": {"max_steps": 2},
-    "adapt": {"max_steps": 2},
-    "merge": {"dtype": "bfloat16"},
+    "toyworld": TOYWORLD,
+    "prepare": PREPARE,
+    "assemble": {"module": "assemble", "offline": True},
+    "heal": HEAL,
+    "adapt": HEAL | {"from": "heal", "merge": False},
+    "merge": {"module": "merge", "from": "heal", "adapter": "adapt", "dtype": "bfloat16"},
 }
 
 
 def stages_of(file: Path) -> dict:
     return json.loads(file.read_text())["stages"]
-
-
-def test_each_stage_starts_from_the_one_before(tmp_path):
-    stages = plan(SECTIONS, tmp_path, None)
-    assert list(stages) == list(SECTIONS)
-    assert stages["prepare"]["drivelm_json"] == str(tmp_path / "toyworld/drivelm.json")
-    assert stages["prepare"]["image_root"] == str(tmp_path / "toyworld")
-    assert stages["heal"]["data"] == stages["adapt"]["data"] == str(tmp_path / "prepare")
-    assert stages["heal"]["checkpoint"] == str(tmp_path / "assemble")
-    assert stages["adapt"]["checkpoint"] == stages["merge"]["checkpoint"] == str(tmp_path / "heal/final")
-    assert stages["adapt"]["merge"] is False and stages["merge"]["adapter"] == str(tmp_path / "adapt/adapter")
-    assert {name: stages[name]["output_dir"] for name in stages} == {name: str(tmp_path / name) for name in stages}
-    without = plan({name: SECTIONS[name] for name in SECTIONS if name != "merge"}, tmp_path, None)
-    assert without["adapt"]["merge"] is True
-
-
-def test_what_a_section_says_counts(tmp_path):
-    given = {"checkpoint": "elsewhere/model", "data": "elsewhere/data", "output_dir": "elsewhere/out"}
-    stages = plan({"heal": given, "adapt": {}}, tmp_path, "here/data")
-    assert stages["heal"] == given
-    assert stages["adapt"]["checkpoint"] == str(Path("elsewhere/out/final")) and stages["adapt"]["data"] == "here/data"
-
-
-def test_all_models_start_from_the_pretrained_smolvlm(tmp_path):
-    names = (
-        "toyworld",
-        "prepare",
-        "pictures",
-        "prepare_documents",
-        "toybase",
-        "pretrain",
-        "assemble",
-        "transfer",
-        "adapt",
-    )
-    stages = plan({name: {} for name in (*names, "merge", "baseline", "blind")}, tmp_path, None)
-    smolvlm = str(tmp_path / "pretrain/final")
-    assert (
-        stages["assemble"]["smolvlm"] == stages["transfer"]["teacher"] == stages["baseline"]["checkpoint"] == smolvlm
-    )
-    assert stages["adapt"]["checkpoint"] == stages["merge"]["checkpoint"] == str(tmp_path / "transfer/final")
-    assert stages["blind"]["checkpoint"] == str(tmp_path / "assemble")
-    assert stages["adapt"]["data"] == stages["baseline"]["data"] == str(tmp_path / "prepare")
-
-
-def test_a_smolvlm_is_pretrained_on_pictures(tmp_path):
-    names = ("pictures", "prepare_pictures", "prepare_documents", "toybase", "align", "pretrain")
-    stages = plan({name: {} for name in names}, tmp_path, None)
-    assert stages["align"]["data"] == str(tmp_path / "prepare_pictures")
-    assert stages["pretrain"]["data"] == str(tmp_path / "prepare_documents")
-    assert stages["pretrain"]["checkpoint"] == str(tmp_path / "align/final")
-
-
-@pytest.mark.parametrize(
-    ("sections", "message"),
-    [
-        ({"heal": {}}, "section heal needs checkpoint, data: no section before it makes one"),
-        ({"assemble": {"offline": True}, "heal": {}}, "section heal needs data: no section before"),
-        ({"assemble": {}, "merge": {}}, "section merge folds in the adapter of section adapt"),
-        ({"prepare": {}, "baseline": {}}, "section baseline needs checkpoint"),
-    ],
-)
-def test_stages_with_nothing_to_start_from(tmp_path, sections, message):
-    with pytest.raises(ValueError, match=message):
-        plan(sections, tmp_path, None)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ({"scenes": 3}, "has no section of toyworld"),
-        ({}, "is no recipe"),
-        ([1], "is no recipe"),
-        ({"toyworld": {"scenes": 3}, "prepair": {}}, r"\['prepair'\] are neither stages"),
-        ({"toyworld": 3}, "section toyworld must hold arguments, one a line; got 3"),
-        ({"toyworld": ["scenes"]}, "section toyworld must hold arguments"),
-    ],
-)
-def test_what_is_no_recipe(tmp_path, content, message):
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content))
-    with pytest.raises(ValueError, match=message):
-        read_recipe(str(tmp_path / "recipe.yaml"))
-
-
-def test_unknown_recipes_name_the_known_ones(tmp_path):
-    for name in ("no-such-recipe", str(tmp_path / "none.yaml")):
-        with pytest.raises(ValueError, match="no recipe .*training/recipes has .*'toyworld'"):
-            read_recipe(name)
-
-
-@pytest.mark.parametrize("name", runnable_recipes())
-def test_every_recipe_is_understood_by_its_stages(name, tmp_path):
-    """Each stage's parser takes exactly the words that the runner would give it."""
-    _, recipe = read_recipe(name)
-    for stage, arguments in plan(recipe, tmp_path, recipe.get("data", "data")).items():
-        if STAGES[stage].distributed:
-            arguments.pop(PROCESSES, None)
-        module = import_module(f"training.{STAGES[stage].module}")
-        if hasattr(module, "__path__"):  # a room with a command of its own
-            module = import_module(f"{module.__name__}.__main__")
-        hints = get_type_hints(module.main)
-        kinds = [hints[parameter] for parameter in signature(module.main).parameters]
-        words = flags(arguments)
-        if any(issubclass(kind, TrainingArguments) for kind in kinds):
-            words += ["--use_cpu", "true"]  # a recipe for an accelerator is read here without one
-        parsed = HfArgumentParser(kinds).parse_args_into_dataclasses(words)
-        read = {key: value for part in parsed for key, value in vars(part).items()}
-        for key, value in arguments.items():
-            if value is not None and key != "use_cpu":
-                assert key in read, f"{name}: {stage} has no argument {key}"
 
 
 def test_flags():
@@ -253,8 +140,9 @@ def test_stages_run_once_and_are_recorded(tmp_path, commands, capsys):
     assert list(record) == list(SECTIONS)
     for stage, entry in record.items():
         assert entry["status"] == "finished" and entry["minutes"] >= 0 and entry["versions"]["torch"]
-        assert entry["command"].startswith(f"python -m training.{STAGES[stage].module} --output_dir ")
-        assert set(entry["inputs"]) <= set(STAGES[stage].inputs) and len(entry["output"]["sha256"]) == 64
+        module = SECTIONS[stage]["module"]
+        assert entry["command"].startswith(f"python -m training.{module} --output_dir ")
+        assert set(entry["inputs"]) <= set(module_of(module).STAGE.inputs) and len(entry["output"]["sha256"]) == 64
     assert record["heal"]["inputs"]["data"]["split_hash"] == "abc"
     assert record["heal"]["figures"]["first"]["loss"] == 3.0 and record["heal"]["figures"]["last"]["loss"] == 2.0
     assert record["adapt"]["output"]["path"].endswith("adapter")
@@ -265,20 +153,20 @@ def test_stages_run_once_and_are_recorded(tmp_path, commands, capsys):
 
 
 def test_a_stage_that_was_added_runs_alone(tmp_path, commands):
-    main(RunArguments(recipe_file(tmp_path, toyworld={"scenes": 3})))
-    main(RunArguments(recipe_file(tmp_path, toyworld={"scenes": 3}, prepare={})))
+    main(RunArguments(recipe_file(tmp_path, toyworld=TOYWORLD)))
+    main(RunArguments(recipe_file(tmp_path, toyworld=TOYWORLD, prepare=PREPARE)))
     assert commands.ran == ["toyworld", "prepare"]
 
 
 def test_changed_arguments_are_refused(tmp_path, commands):
-    main(RunArguments(recipe_file(tmp_path, toyworld={"scenes": 3, "seed": 1})))
+    main(RunArguments(recipe_file(tmp_path, toyworld=TOYWORLD | {"seed": 1})))
     with pytest.raises(
         ValueError, match="stage toyworld was run before.*scenes was 3, is 4; seed was 1, is None. Delete"
     ):
-        main(RunArguments(recipe_file(tmp_path, toyworld={"scenes": 4})))
+        main(RunArguments(recipe_file(tmp_path, toyworld=TOYWORLD | {"scenes": 4})))
     assert commands.ran == ["toyworld"]
     run.shutil.rmtree(tmp_path / "out/toyworld")  # as the error says
-    main(RunArguments(recipe_file(tmp_path, toyworld={"scenes": 4})))
+    main(RunArguments(recipe_file(tmp_path, toyworld=TOYWORLD | {"scenes": 4})))
     assert commands.ran == ["toyworld"] * 2
 
 
@@ -309,7 +197,7 @@ def test_other_data_is_refused_by_name(tmp_path, commands):
     (data / "frames").mkdir(parents=True)
     (data / "dataset.json").write_text('{"split_hash": "abc"}')
     (data / "frames/train.parquet").write_text("rows")
-    recipe = recipe_file(tmp_path, heal={"checkpoint": "publisher/model"})
+    recipe = recipe_file(tmp_path, heal={"module": "finetune", "checkpoint": "publisher/model"})
     main(RunArguments(recipe, data=str(data)))
     (data / "frames/train.parquet").write_text("other rows")
     with pytest.raises(ValueError, match="stage heal .*data .*data has other contents in frames/train.parquet"):
@@ -334,7 +222,7 @@ def test_a_stage_that_did_not_finish_runs_again(tmp_path, commands, failure, sta
         **dict.fromkeys(done, "finished"),
         stage: "running",
     }
-    assert "output" not in record[stage] and f"training.{STAGES[stage].module}" in record[stage]["command"]
+    assert "output" not in record[stage] and f"training.{SECTIONS[stage]['module']}" in record[stage]["command"]
     commands.ran.clear()
     main(RunArguments(recipe))
     assert commands.ran == [name for name in SECTIONS if name not in done]
@@ -348,11 +236,11 @@ def test_a_failed_stage_with_other_arguments_is_refused_too(tmp_path, commands):
     with pytest.raises(RuntimeError):
         main(RunArguments(recipe_file(tmp_path, **SECTIONS)))
     with pytest.raises(ValueError, match="stage heal .*max_steps was 2, is 9"):
-        main(RunArguments(recipe_file(tmp_path, **{**SECTIONS, "heal": {"max_steps": 9}})))
+        main(RunArguments(recipe_file(tmp_path, **{**SECTIONS, "heal": HEAL | {"max_steps": 9}})))
 
 
 def test_a_result_that_is_gone_is_made_again(tmp_path, commands):
-    recipe = recipe_file(tmp_path, toyworld={"scenes": 3}, prepare={})
+    recipe = recipe_file(tmp_path, toyworld=TOYWORLD, prepare=PREPARE)
     main(RunArguments(recipe))
     run.shutil.rmtree(tmp_path / "out/prepare")
     main(RunArguments(recipe))
@@ -364,14 +252,14 @@ def test_launcher_and_environment(tmp_path, commands, monkeypatch):
     recipe = recipe_file(tmp_path, env={"OMP_NUM_THREADS": 2}, **SECTIONS)
     file = main(RunArguments(recipe, launcher="torchrun --nproc_per_node 2"))
     for name, call, env in zip(commands.ran, commands.calls, commands.environments, strict=True):
-        start = ["torchrun", "--nproc_per_node", "2"] if STAGES[name].distributed else [sys.executable]
+        start = ["torchrun", "--nproc_per_node", "2"] if SECTIONS[name]["module"] == "finetune" else [sys.executable]
         assert call[: len(start) + 1] == [*start, "-m"]
         assert env["OMP_NUM_THREADS"] == "2" and env["PYTHONPATH"].split(":") == [str(run.ROOT), "mine"]
     assert stages_of(file)["heal"]["command"].startswith("torchrun --nproc_per_node 2 -m training.finetune ")
 
 
 def test_a_stage_in_several_processes(tmp_path, commands):
-    recipe = recipe_file(tmp_path, env={"OMP_NUM_THREADS": 2}, **SECTIONS | {"heal": {"max_steps": 2, "processes": 2}})
+    recipe = recipe_file(tmp_path, env={"OMP_NUM_THREADS": 2}, **SECTIONS | {"heal": HEAL | {"processes": 2}})
     file = main(RunArguments(recipe))
     heal = commands.ran.index("heal")
     assert commands.calls[heal][1:6] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -386,7 +274,7 @@ def test_a_stage_in_several_processes(tmp_path, commands):
 
 
 def test_two_runs_never_share_a_folder(tmp_path, commands):
-    recipe = recipe_file(tmp_path, toyworld={"scenes": 3})
+    recipe = recipe_file(tmp_path, toyworld=TOYWORLD)
     (tmp_path / "out").mkdir()
     with FileLock(tmp_path / "out/.lock"), pytest.raises(ValueError, match="another run is at work in .*out"):
         main(RunArguments(recipe))
@@ -396,7 +284,7 @@ def test_two_runs_never_share_a_folder(tmp_path, commands):
 
 
 def test_the_record_is_never_half_written(tmp_path, commands, monkeypatch):
-    recipe = recipe_file(tmp_path, toyworld={"scenes": 3}, prepare={})
+    recipe = recipe_file(tmp_path, toyworld=TOYWORLD, prepare=PREPARE)
     main(RunArguments(recipe))
     run.shutil.rmtree(tmp_path / "out/prepare")
     before = (tmp_path / "out/run.json").read_bytes()
@@ -411,7 +299,7 @@ def test_the_record_is_never_half_written(tmp_path, commands, monkeypatch):
 
 
 def test_a_real_world_is_made_and_prepared(tmp_path, capfd):
-    sections = {"toyworld": {"scenes": 3, "width": 160, "num_workers": 1}, "prepare": {"coordinates": "none"}}
+    sections = {"toyworld": TOYWORLD | {"width": 160, "num_workers": 1}, "prepare": PREPARE | {"coordinates": "none"}}
     recipe = recipe_file(tmp_path, **sections)
     record = stages_of(main(RunArguments(recipe)))
     assert [entry["status"] for entry in record.values()] == ["finished"] * 2

@@ -41,6 +41,7 @@ from smoldriver_hf import CAMERAS
 from training.assemble import IMAGE_TOKEN, load_tower, save_whole, vision_settings
 from training.checkpoints.offline_parts import fetch_dinov2_small
 from training.data.drivelm import read_frames
+from training.stages import Stage
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -221,6 +222,9 @@ def build(args: ToyBaseArguments) -> tuple[SmolVLMForConditionalGeneration, PreT
         **pixel_settings,
     )
     return model, tokenizer, image_processor
+
+
+STAGE = Stage(inputs=("drivelm_json", "vision"))
 
 
 def main(args: ToyBaseArguments) -> Path:
