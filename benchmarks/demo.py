@@ -17,13 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import HfArgumentParser
-
-from benchmarks import toyworld
-from benchmarks.toyworld import ToyworldArguments, python
+from benchmarks.toyworld import run as toyworld
+from benchmarks.toyworld.run import ToyworldArguments, python
+from training.command_line import run
 from training.data.rows import load_rows
+from training.files import write_json
 from training.metrics.answers import answer_correct
-from training.run import ROOT, read_recipe
+from training.run import ROOT
+from training.stages import read_recipe
 
 SHOWN_MODELS = {"smoldriver": "SmolDriver", "smolvlm-ft": "SmolVLM fine-tuned", "blind": "blind, trained alike"}
 SHOWN = 12  # at most so many questions of the held-out scene
@@ -82,7 +83,7 @@ def ask_held_out(export: Path, evaluation: Path, blind_evaluation: Path, answers
         }
         for row, answer in zip(shown, said, strict=True)
     ]
-    answers.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(answers, result)
     return result
 
 
@@ -134,7 +135,7 @@ def main(args: DemoArguments) -> Path:
     evaluation, answers = root / "seed0" / "smoldriver" / "evaluation", root / "answers.json"
     blind = root / "seed0" / "blind" / "evaluation"
     before = json.loads(file.read_text()) if report.exists() else None
-    if before is not None and before["recipe"] == read_recipe(args.recipe)[1]:
+    if before is not None and before["recipe"] == read_recipe(args.recipe).sections:
         print("finished before")
         show(before, ask_held_out(export, evaluation, blind, answers), report, 0.0)
         return report
@@ -171,4 +172,4 @@ def main(args: DemoArguments) -> Path:
 
 
 if __name__ == "__main__":
-    main(HfArgumentParser(DemoArguments).parse_args_into_dataclasses()[0])
+    run(main, DemoArguments)

@@ -9,8 +9,6 @@ the share of answers that are those of `fp32` word for word, megabytes on disk. 
 """
 
 import json
-import shlex
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -18,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
-from transformers import HfArgumentParser
 
-from benchmarks.toyworld import write
-from benchmarks.toyworld_results import intervals
+from benchmarks.toyworld.results import intervals
 from hub_export import onnx
 from smoldriver_hf.loading_smoldriver import load
+from training.command_line import run
 from training.data.rows import load_rows
 from training.evaluate import choose_frames
+from training.files import command_of, write_json
 from training.learning.features import weights_hash
 from training.metrics.answers import answer_correct
 
@@ -124,7 +122,7 @@ def main(args: EnginesArguments) -> dict[str, Any]:
         engines[engine] = {"megabytes": size / 1e6, **figures(asked, answers, reference)}
         print(f"{engine}: {json.dumps(engines[engine])}", flush=True)
     results = {
-        "command": "python -m benchmarks.engines " + shlex.join(sys.argv[1:]),
+        "command": command_of("engines", args, package="benchmarks"),
         "questions": len(asked),
         "frames": len(frames),
         "split_hash": rows.split_hash,
@@ -133,9 +131,9 @@ def main(args: EnginesArguments) -> dict[str, Any]:
         "versions": {name: version(name) for name in ("torch", "transformers", "onnxruntime")},
         "engines": engines,
     }
-    write(Path(args.output), results)
+    write_json(args.output, results, indent=1)
     return results
 
 
 if __name__ == "__main__":
-    main(HfArgumentParser(EnginesArguments).parse_args_into_dataclasses()[0])
+    run(main, EnginesArguments)

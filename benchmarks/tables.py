@@ -8,7 +8,6 @@ benchmarks/results. The tree of files comes from the files.
 """
 
 import json
-import os
 import re
 import sys
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.tree import tree
+from training.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -47,7 +47,7 @@ def nine_frames(run: dict[str, Any]) -> str:
 
 def speed(results: dict[str, Any]) -> str:
     """The speed table, as the benchmark itself words it."""
-    from benchmarks.speed_report import table
+    from benchmarks.speed.report import table
 
     return re.sub(r"^# Speed\n+", "", table(results)).strip()
 
@@ -268,9 +268,7 @@ def main(check: bool) -> int:
     after = filled(before)
     if check:
         return int(before != after)
-    temporary = readme.with_suffix(".tmp")
-    temporary.write_text(after)
-    os.replace(temporary, readme)
+    write_text(readme, after)
     return 0
 
 

@@ -129,7 +129,7 @@ def is_done(there: bool, before: Mapping[str, Any] | None, now: Mapping[str, Any
     return True
 
 
-def command_of(module: str, *arguments: Any) -> str:
+def command_of(module: str, *arguments: Any, package: str = "training") -> str:
     """The shell command of a stage with these arguments: what differs from the defaults, as its parser reads it.
 
     Args:
@@ -137,7 +137,7 @@ def command_of(module: str, *arguments: Any) -> str:
         arguments: dataclass instances.
     """
     words = [word for part in arguments for word in flags(changed_fields(part))]
-    return f"python -m training.{module} {shlex.join(words)}".rstrip()
+    return f"python -m {package}.{module} {shlex.join(words)}".rstrip()
 
 
 def changed_fields(arguments: Any) -> dict[str, Any]:

@@ -3,11 +3,11 @@
     python -m training.memory --recipe smolvlm2-2.2b-paper
     python -m training.memory --recipe smolvlm2-256m --limit_gb 24 --question_tokens 120
 
-Every stage that fine-tunes what the recipe assembles takes two whole training steps on fake tensors (shapes and types,
-no data), as the recipe has them: batch, questions per sequence, largest budget, adapters, bf16 autocast, gradient
-checkpointing, AdamW; blind controls, which need less, are left out. Every tensor is followed from its birth to its end.
-4-bit weights are counted at 4.127 bits (a scale of 8 bits for 64 weights, and one of 32 bits for 256 of those), with one
-layer at a time unpacked to bf16.
+Every stage that fine-tunes what the recipe assembles takes two whole training steps on fake tensors (shapes and
+types, no data), as the recipe has them: batch, questions per sequence, largest budget, adapters, bf16 autocast,
+gradient checkpointing, AdamW; blind controls, which need less, are left out. Every tensor is followed from its birth
+to its end. 4-bit weights are counted at 4.127 bits (a scale of 8 bits for 64 weights, and one of 32 bits for 256 of
+those), with one layer at a time unpacked to bf16.
 
 A stage is said to fit if its peak, with 10 % for fragmentation and 0.8 GB for the CUDA context and libraries, stays
 below the limit. Attention is counted as fused (its scores are never stored).
@@ -159,7 +159,7 @@ def config_of(args: AssembleArguments, base: ToyBaseArguments | None = None) -> 
     if base is not None:
         language_model: Any = language_model_config(base, vocab_size=base.vocab_size)
     else:
-        language_model = smolvlm.text_config if smolvlm is not None else _part(text)
+        language_model = smolvlm.text_config if smolvlm is not None else _part(str(text))
     shuffle = args.connector == "pixel_shuffle"
     queries = args.max_queries
     if shuffle:

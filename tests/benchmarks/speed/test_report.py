@@ -5,7 +5,10 @@ import json
 import pytest
 import torch
 
-from benchmarks import speed, speed_measures, speed_parts, speed_report
+from benchmarks.speed import measures as speed_measures
+from benchmarks.speed import parts as speed_parts
+from benchmarks.speed import report as speed_report
+from benchmarks.speed import run as speed
 from smoldriver_hf import CAMERAS
 
 

@@ -8,9 +8,10 @@ import pytest
 import yaml
 
 from benchmarks import tables
-from benchmarks.toyworld import VARIANTS, recipe_of
-from benchmarks.toyworld_results import collect
-from training.run import RECIPES, ROOT, plan
+from benchmarks.toyworld.results import collect
+from benchmarks.toyworld.run import VARIANTS, recipe_of
+from training.run import ROOT
+from training.stages import RECIPES, plan, read_recipe
 
 RECIPE = RECIPES / "toyworld.yaml"
 
@@ -31,19 +32,36 @@ def test_all_models_have_equal_means(name):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_variant_differs_in_nothing_but_its_changes(variant, tmp_path):
-    whole = yaml.safe_load(RECIPE.read_text())
+    whole = read_recipe(str(RECIPE))
     recipe = recipe_of(variant, 7, tmp_path, whole)
-    stages, changes = VARIANTS[variant]
-    assert set(recipe) - {"output_dir", "data", "env"} == set(stages)
-    ours = {"seed", "feature_cache", "smolvlm", "teacher", "checkpoint", "data", "eval_data"}  # where things lie
-    for stage in stages:
-        changed = {key for key in recipe[stage] if recipe[stage][key] != whole[stage].get(key)} - ours
-        assert changed == set(changes.get(stage, {}))
-        assert recipe[stage].get("seed", 7) == 7
+    names, changes = VARIANTS[variant]
+    sections = {name: section for name, section in recipe.items() if name not in ("output_dir", "env")}
+    assert list(sections) == [name for name in whole.sections if name in names]
+    everything = plan(whole.sections, Path(whole.output_dir), whole.data)
+    ours = {"seed", "feature_cache", "output_dir", *everything["assemble"].stage.inputs}  # where things lie
+    for name, section in sections.items():
+        before = {"module": everything[name].module, **everything[name].arguments}
+        ours |= set(everything[name].stage.inputs)
+        changed = {key for key in section if section[key] != before.get(key)} - ours
+        assert changed == set(changes.get(name, {})) - {"from"}
+        assert section.get("seed", 7) == 7
         if changed & {"shared_qformer", "keep_frozen"}:  # where the projector is frozen they would change nothing
-            assert recipe[stage].get("projector", "full") == "full"
-    planned = plan(recipe, Path(recipe["output_dir"]), recipe["data"])
-    assert list(planned) == [stage for stage in whole if stage in stages]
+            assert section.get("projector", "full") == "full"
+    again = plan(sections, Path(recipe["output_dir"]), None)
+    assert {name: stage.arguments for name, stage in again.items()} == {
+        name: {key: value for key, value in section.items() if key != "module"} for name, section in sections.items()
+    }
+
+
+def test_runs_share_the_worlds_and_caches_and_name_their_inputs_by_path(tmp_path):
+    whole = read_recipe(str(RECIPE))
+    recipe = recipe_of("no-transfer", 1, tmp_path, whole)
+    assert recipe["heal"]["checkpoint"] == str(tmp_path / "seed1" / "no-transfer" / "assemble")
+    assert recipe["assemble"]["smolvlm"] == str(tmp_path / "common" / "pretrain" / "final")
+    assert recipe["heal"]["data"] == str(tmp_path / "common" / "prepare_documents")
+    assert recipe["adapt"]["data"] == str(tmp_path / "common" / "prepare")
+    assert recipe["adapt"]["feature_cache"] == str(tmp_path / "features" / "student")
+    assert recipe["merge"]["adapter"] == str(tmp_path / "seed1" / "no-transfer" / "adapt" / "adapter")
 
 
 def write_evaluation(folder: Path, right: dict[str, list[bool]], controls: list[str]) -> None:

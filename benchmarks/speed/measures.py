@@ -14,7 +14,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel, DynamicCache, SiglipVisionConfig, SiglipVisionModel
 
-from benchmarks.speed_parts import Scale, smoldriver_config, smolvlm_config, text_config
+from benchmarks.speed.parts import Scale, smoldriver_config, smolvlm_config, text_config
 from smoldriver_hf import SmolDriverForConditionalGeneration
 
 

@@ -1,7 +1,7 @@
 """What scene packing and the feature cache save: the same training steps done four ways, in turns, in one run.
 
-    python -m benchmarks.training --output outputs/training.json
-    python -m benchmarks.training --output outputs/quick.json --quick    # tiny: shows that it works, says nothing
+    python -m benchmarks.packing --output outputs/training.json
+    python -m benchmarks.packing --output outputs/quick.json --quick    # tiny: shows that it works, says nothing
     about speed
 
 A step learns one frame's questions: six cameras, a frozen tower, gradients for projector and language model, AdamW. It
@@ -26,10 +26,11 @@ from typing import Any
 import torch
 import transformers
 from tqdm import tqdm
-from transformers import HfArgumentParser
 
-from benchmarks import speed_parts as parts
+from benchmarks.speed import parts
 from smoldriver_hf import CAMERAS
+from training.command_line import run
+from training.files import write_json
 from training.learning.collate import IGNORED, PackedSceneCollator, SceneCollator
 from training.learning.features import FeatureCache
 
@@ -43,7 +44,7 @@ ANSWERS = (
 
 
 @dataclass
-class TrainingArguments:
+class PackingArguments:
     """Settings of one run.
 
     Attributes:
@@ -65,7 +66,7 @@ class TrainingArguments:
     rounds: int = 3
 
 
-def scale_of(args: TrainingArguments) -> parts.Scale:
+def scale_of(args: PackingArguments) -> parts.Scale:
     """SmolVLM2-256M's text dimensions and DINOv2-S's, thinned out."""
     if args.quick:
         return parts.QUICK
@@ -88,7 +89,46 @@ def step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, batches: list
     return total
 
 
-def main(args: TrainingArguments) -> dict[str, Any]:
+Way = tuple[str, str]  # how questions are put into sequences, and whether features are cached
+WAYS: list[Way] = [(packed, cached) for packed in ("one per sequence", "packed") for cached in ("live", "cached")]
+
+
+def measured(
+    model: torch.nn.Module, processor: Any, optimizer: torch.optim.Optimizer, args: PackingArguments
+) -> tuple[dict[Way, list[tuple[float, float]]], dict[Way, float], dict[Way, int]]:
+    """Seconds of every round, with and without reading the images; the loss, and the tokens, of every way."""
+    with tempfile.TemporaryDirectory() as folder:
+        images = parts.write_images(Path(folder), list(CAMERAS))
+        cache = FeatureCache.build(model, processor, images.values(), Path(folder) / "features")
+        pairs = [(question, ANSWERS[i % len(ANSWERS)]) for i, question in enumerate(parts.questions(args.questions))]
+        frame = [{"images": images, "pairs": pairs}]
+        rows = [{"images": images, "pairs": [pair]} for pair in pairs]
+        batches_of_rows = [rows[i : i + args.rows_per_batch] for i in range(0, len(rows), args.rows_per_batch)]
+        examples = {"one per sequence": batches_of_rows, "packed": [frame]}
+        collators = {"one per sequence": SceneCollator, "packed": PackedSceneCollator}
+        features = {"live": None, "cached": cache}
+        ways = {
+            way: (
+                collators[way[0]](processor, num_queries=args.num_queries, features=features[way[1]]),
+                examples[way[0]],
+            )
+            for way in WAYS
+        }
+        seconds: dict[Way, list[tuple[float, float]]] = {way: [] for way in ways}
+        losses: dict[Way, float] = {}
+        lengths: dict[Way, int] = {}
+        for _ in tqdm(range(1 if args.quick else args.rounds), desc="Rounds"):
+            for way, (collator, batched) in ways.items():
+                start = time.process_time()
+                batches = [collator(batch) for batch in batched]
+                read = time.process_time() - start
+                losses[way] = step(model, optimizer, batches)
+                lengths[way] = sum(batch["input_ids"].numel() for batch in batches)
+                seconds[way].append((time.process_time() - start, time.process_time() - start - read))
+    return seconds, losses, lengths
+
+
+def main(args: PackingArguments) -> dict[str, Any]:
     """Measure and write the file; returns what it holds."""
     torch.set_num_threads(1)
     config = parts.smoldriver_config(scale_of(args), "dino")
@@ -99,33 +139,7 @@ def main(args: TrainingArguments) -> dict[str, Any]:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=0.0)  # every step starts from the same weights
 
-    with tempfile.TemporaryDirectory() as folder:
-        images = parts.write_images(Path(folder), list(CAMERAS))
-        cache = FeatureCache.build(model, processor, images.values(), Path(folder) / "features")
-        pairs = [(question, ANSWERS[i % len(ANSWERS)]) for i, question in enumerate(parts.questions(args.questions))]
-        frame = [{"images": images, "pairs": pairs}]
-        rows = [{"images": images, "pairs": [pair]} for pair in pairs]
-        batches_of_rows = [rows[i : i + args.rows_per_batch] for i in range(0, len(rows), args.rows_per_batch)]
-        ways = {
-            (packed, cached): (collator(processor, num_queries=args.num_queries, features=features), examples)
-            for packed, collator, examples in (
-                ("one per sequence", SceneCollator, batches_of_rows),
-                ("packed", PackedSceneCollator, [frame]),
-            )
-            for cached, features in (("live", None), ("cached", cache))
-        }
-        seconds: dict[tuple[str, str], list[tuple[float, float]]] = {way: [] for way in ways}
-        losses: dict[tuple[str, str], float] = {}
-        lengths: dict[tuple[str, str], int] = {}
-        for _ in tqdm(range(1 if args.quick else args.rounds), desc="Rounds"):
-            for way, (collator, examples) in ways.items():
-                start = time.process_time()
-                batches = [collator(batch) for batch in examples]
-                read = time.process_time() - start
-                losses[way] = step(model, optimizer, batches)
-                lengths[way] = sum(batch["input_ids"].numel() for batch in batches)
-                seconds[way].append((time.process_time() - start, time.process_time() - start - read))
-
+    seconds, losses, lengths = measured(model, processor, optimizer, args)
     result = {
         "settings": {name: value for name, value in asdict(args).items() if name != "output"},
         "layers": {"text": config.text_config.num_hidden_layers, "tower": config.vision_config.num_hidden_layers},
@@ -137,13 +151,13 @@ def main(args: TrainingArguments) -> dict[str, Any]:
         "ratios": {},
     }
     medians = {}
-    for way, measured in seconds.items():
-        whole, model_only = (statistics.median(values) for values in zip(*measured, strict=True))
+    for way, rounds in seconds.items():
+        whole, model_only = (statistics.median(values) for values in zip(*rounds, strict=True))
         medians[way] = (whole, model_only)
         result["ways"][", ".join(way)] = {
             "questions_per_second": args.questions / whole,
             "questions_per_second_model": args.questions / model_only,
-            "seconds": [round(value, 3) for value, _ in measured],
+            "seconds": [round(value, 3) for value, _ in rounds],
             "tokens": lengths[way],
             "loss": losses[way],
         }
@@ -157,14 +171,10 @@ def main(args: TrainingArguments) -> dict[str, Any]:
         whole, model_only = (before / after for before, after in zip(medians[slow], medians[fast], strict=True))
         result["ratios"][name] = {"whole": round(whole, 2), "model": round(model_only, 2)}
 
-    output = Path(args.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = output.with_name(output.name + ".unfinished")
-    unfinished.write_text(json.dumps(result, indent=2) + "\n")
-    os.replace(unfinished, output)
+    write_json(args.output, result)
     print(json.dumps(result["ratios"], indent=2))
     return result
 
 
 if __name__ == "__main__":
-    main(HfArgumentParser(TrainingArguments).parse_args_into_dataclasses()[0])
+    run(main, PackingArguments)

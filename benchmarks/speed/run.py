@@ -28,10 +28,9 @@ from typing import Any
 import torch
 import transformers
 from tqdm import tqdm
-from transformers import HfArgumentParser
 
-from benchmarks import speed_parts as parts
-from benchmarks.speed_measures import (
+from benchmarks.speed import parts
+from benchmarks.speed.measures import (
     TokenClock,
     clocked,
     machine_rates,
@@ -40,11 +39,12 @@ from benchmarks.speed_measures import (
     smolvlm_vision_flops,
     text_flops,
 )
-from benchmarks.speed_report import NO_TILES, TILES, write_plots, write_table
+from benchmarks.speed.report import NO_TILES, TILES, write_plots, write_table
 from smoldriver_hf import CAMERAS
 from smoldriver_hf.loading_smoldriver import load
 from smoldriver_hf.precision_smoldriver import PRECISIONS, set_precision
 from smoldriver_hf.scene_smoldriver import BATCH_SIZE
+from training.files import write_json
 
 SECTIONS = ("flops", "variants", "precision", "memory", "growth")
 BUDGETS = (1, 4, 16, 64)
@@ -117,10 +117,7 @@ class Speed:
         return {"settings": settings, "machine": machine, **empty}
 
     def save(self) -> None:
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.file.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self.results, indent=1))
-        os.replace(temporary, self.file)
+        write_json(self.file, self.results, indent=1)
 
     def once(self, *where: str, measure: Callable[[], Any]) -> Any:
         """`measure()`, kept at this place of the results; what is there already is not measured again."""
@@ -298,7 +295,7 @@ class Speed:
     def memory(self) -> None:
         """Peak resident memory of a fresh process per system and number of questions, imports included."""
         setting = (
-            "import torch; from pathlib import Path; from benchmarks import speed_parts as p\n"
+            "import torch; from pathlib import Path; from benchmarks.speed import parts as p\n"
             f"torch.set_num_threads({self.args.threads}); scale = p.{'QUICK' if self.args.quick else 'FULL'}\n"
             f"paths = {self.paths!r}; asked = p.questions(512)\n"
         )
@@ -427,7 +424,3 @@ def main(args: SpeedArguments) -> dict[str, Any]:
     write_plots(speed.results, speed.file.with_suffix(".png"))
     print(table)
     return speed.results
-
-
-if __name__ == "__main__":
-    main(HfArgumentParser(SpeedArguments).parse_args_into_dataclasses()[0])

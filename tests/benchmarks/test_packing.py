@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from benchmarks.training import TrainingArguments, main
+from benchmarks.packing import PackingArguments, main
 
 
 def test_four_ways_of_the_same_step(tmp_path):
     output = tmp_path / "result.json"
-    main(TrainingArguments(str(output), quick=True, questions=3, num_queries=2, rows_per_batch=2))
+    main(PackingArguments(str(output), quick=True, questions=3, num_queries=2, rows_per_batch=2))
     result = json.loads(output.read_text())
     ways = result["ways"]
     assert len(ways) == 4

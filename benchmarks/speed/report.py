@@ -1,6 +1,5 @@
 """From the results of `benchmarks.speed` to its table, its ratios and its plots."""
 
-import os
 from pathlib import Path
 from statistics import geometric_mean
 from typing import Any
@@ -11,7 +10,8 @@ matplotlib.use("Agg")  # no screen needed
 
 from matplotlib.figure import Figure  # noqa: E402
 
-from benchmarks.speed_measures import exponent, summary  # noqa: E402
+from benchmarks.speed.measures import exponent, summary  # noqa: E402
+from training.files import whole, write_text
 
 TILES, NO_TILES = "SmolVLM, tiles", "SmolVLM, no tiles"
 HEADLINE = "SmolDriver dino 16"
@@ -197,9 +197,7 @@ def table(results: dict[str, Any]) -> str:
 def write_table(results: dict[str, Any], path: Path) -> str:
     """Write the report to `path` and return it."""
     text = table(results)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    write_text(path, text)
     return text
 
 
@@ -221,6 +219,5 @@ def write_plots(results: dict[str, Any], path: Path) -> None:
         axes.minorticks_off()
         axes.grid(alpha=0.3)
         axes.legend()
-    temporary = path.with_suffix(".tmp")
-    figure.savefig(temporary, format="png", dpi=120)
-    os.replace(temporary, path)
+    with whole(path) as unfinished:
+        figure.savefig(unfinished, dpi=120)

@@ -27,23 +27,24 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
-from transformers import HfArgumentParser
 
-from benchmarks.toyworld_results import collect
+from benchmarks.toyworld.results import collect
 from training.checkpoints.offline_parts import fetch_dinov2_small, fetch_minilm
-from training.run import ROOT, read_recipe
+from training.files import command_of, write_json
+from training.run import ROOT
+from training.stages import PlannedStage, Recipe, kinds_of, module_of, needed, plan, read_recipe
 
-COMMON = ("toyworld", "prepare", "pictures", "prepare_pictures", "prepare_documents", "toybase")
-PRETRAIN = ("align", "pretrain")
+PRETRAINED = "pretrain"  # the section that ends with the SmolVLM that all models start from
 SMOLDRIVER = ("assemble", "transfer", "heal", "adapt", "merge")
 TRAINED = ("transfer", "heal")  # what trains the projector: `adapt` leaves it as `heal` made it
 UNSEEN = {"weathers": ["fog"], "scenes": 60, "seed": 2}  # the recipe's worlds have no fog
@@ -54,9 +55,9 @@ VARIANTS: dict[str, tuple[tuple[str, ...], dict[str, dict[str, Any]]]] = {
     "position-keys": (SMOLDRIVER, {"assemble": {"key_source": "position"}}),
     "shared-qformer": (SMOLDRIVER, {stage: {"shared_qformer": True} for stage in TRAINED}),
     "untrained-queries": (SMOLDRIVER, {stage: {"keep_frozen": r".*\.queries"} for stage in TRAINED}),
-    "no-transfer": (tuple(stage for stage in SMOLDRIVER if stage != "transfer"), {}),
+    "no-transfer": (tuple(s for s in SMOLDRIVER if s != "transfer"), {"heal": {"from": "assemble"}}),
 }
-"""Name → stages of the recipe, and what is changed in them."""
+"""Name → sections of the recipe, and what is changed in them."""
 ONE_THREAD = {  # as runs go on side by side; the rest keeps what was once allocated, as in the recipes
     "OMP_NUM_THREADS": "1",
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
@@ -93,38 +94,52 @@ def run_name(variant: str, seed: int) -> str:
     return f"seed{seed}/{variant}"
 
 
-def pretrained_smolvlm(root: Path) -> Path:
-    return root / "common" / PRETRAIN[-1] / "final"
+def common_stages(root: Path, whole: Recipe) -> dict[str, PlannedStage]:
+    """What all runs share: the worlds and the SmolVLM that is pre-trained on them."""
+    return planned({name: whole.sections[name] for name in shared_sections(whole)}, root / "common", root, whole)
 
 
-def cache_of(section: dict[str, Any], root: Path, whole: dict[str, Any]) -> dict[str, str]:
-    """A section's feature cache, in the place that it has in the recipe's folder, but shared by all runs."""
-    if "feature_cache" not in section:
-        return {}
-    return {"feature_cache": str(root / Path(section["feature_cache"]).relative_to(whole["output_dir"]))}
+def shared_sections(whole: Recipe) -> list[str]:
+    """The sections that the pre-trained SmolVLM and the driving questions are made by."""
+    everything = plan(whole.sections, Path(whole.output_dir), whole.data)
+    return needed(everything, PRETRAINED, *([whole.data] if whole.data in everything else []))
 
 
-def recipe_of(variant: str, seed: int, root: Path, whole: dict[str, Any]) -> dict[str, Any]:
+def planned(
+    sections: dict[str, dict[str, Any]],
+    folder: Path,
+    root: Path,
+    whole: Recipe,
+    made: Mapping[str, PlannedStage] = MappingProxyType({}),
+) -> dict[str, PlannedStage]:
+    """Stages in a run's folder; their caches have the place of the recipe, but shared by all runs."""
+    placed = {}
+    for name, section in sections.items():
+        caches = [key for key in module_of(section["module"]).STAGE.caches if key in section]
+        placed[name] = section | {key: str(root / section[key]) for key in caches}
+    return plan(placed, folder, whole.data, made)
+
+
+def recipe_of(variant: str, seed: int, root: Path, whole: Recipe) -> dict[str, Any]:
     """A variant's recipe: sections of the whole one, with this run's folders, seed and changes."""
-    stages, changes = VARIANTS[variant]
-    common, pretrained = root / "common", pretrained_smolvlm(root)
-    recipe = {"output_dir": str(root / run_name(variant, seed)), "data": str(common / "prepare"), "env": ONE_THREAD}
-    for stage in stages:
-        section = whole[stage] | changes.get(stage, {})
-        if stage != "merge":
+    names, changes = VARIANTS[variant]
+    sections = {name: whole.sections[name] | changes.get(name, {}) for name in names}
+    for section in sections.values():
+        if "seed" in field_names(section["module"]):
             section["seed"] = seed
-        if stage == "assemble":
-            section["smolvlm"] = str(pretrained)
-        if stage == "transfer":
-            section["teacher"] = str(pretrained)
-        if stage == "baseline":
-            section["checkpoint"] = str(pretrained)
-        section |= cache_of(section, root, whole)
-        for key in ("data", "eval_data"):
-            if key in section:
-                section[key] = str(common / section[key])
-        recipe[stage] = section
-    return recipe
+    stages = planned(sections, root / run_name(variant, seed), root, whole, common_stages(root, whole))
+    return written(root / run_name(variant, seed), stages, ONE_THREAD)
+
+
+def written(folder: Path, stages: dict[str, PlannedStage], env: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe in which every stage names its inputs by their paths."""
+    sections = {name: {"module": stage.module, **stage.arguments} for name, stage in stages.items()}
+    return {"output_dir": str(folder), "env": dict(env), **sections}
+
+
+def field_names(module: str) -> set[str]:
+    """The arguments that a stage takes."""
+    return {one.name for kind in kinds_of(module_of(module)) for one in fields(kind)}
 
 
 def python(*words: str, log: Path, env: dict[str, str]) -> None:
@@ -166,19 +181,18 @@ def evaluate(checkpoint: Path, data: Path, folder: Path, *options: str) -> None:
     file.write_text(asked)
 
 
-def make_common(root: Path, whole: dict[str, Any], brief: bool) -> None:
-    """The data, the unseen weather unless in brief, and the pre-trained SmolVLM."""
-    recipe = {"output_dir": str(root / "common"), "env": whole["env"], **{stage: whole[stage] for stage in COMMON}}
-    recipe |= {stage: {**whole[stage], **cache_of(whole[stage], root, whole)} for stage in PRETRAIN}
-    run_recipe(recipe)
-    if brief:
-        return
-    unseen = {"output_dir": str(root / "unseen"), "toyworld": {**whole["toyworld"], **UNSEEN}}
-    unseen["prepare"] = {**whole["prepare"], "split": "test"}
-    run_recipe(unseen)
+def make_common(root: Path, whole: Recipe, brief: bool) -> Path:
+    """The data, the unseen weather unless in brief, and the pre-trained SmolVLM; returns that one's folder."""
+    stages = common_stages(root, whole)
+    run_recipe(written(root / "common", stages, whole.env))
+    if not brief:
+        world, prepare = whole.sections["toyworld"], whole.sections["prepare"]
+        unseen = {"toyworld": world | UNSEEN, "prepare": prepare | {"split": "test"}}
+        run_recipe(written(root / "unseen", planned(unseen, root / "unseen", root, whole), {}))
+    return stages[PRETRAINED].result
 
 
-def run_variant(variant: str, seed: int, root: Path, whole: dict[str, Any], args: ToyworldArguments) -> None:
+def run_variant(variant: str, seed: int, root: Path, whole: Recipe, args: ToyworldArguments) -> None:
     """Train a variant and ask it everything."""
     recipe, folder = recipe_of(variant, seed, root, whole), root / run_name(variant, seed)
     run_recipe(recipe)
@@ -221,7 +235,7 @@ def main(args: ToyworldArguments) -> dict[str, Any]:
     Raises:
         RuntimeError: runs that failed; the others are finished first.
     """
-    root, whole = Path(args.output_dir).absolute(), read_recipe(args.recipe)[1]
+    root, whole = Path(args.output_dir).absolute(), read_recipe(args.recipe)
     seeds = args.seeds[:1] if args.quick else args.seeds
     known = ("smolvlm", *VARIANTS)
     variants = tuple(args.only or (MODELS if args.quick else known))
@@ -231,9 +245,8 @@ def main(args: ToyworldArguments) -> dict[str, Any]:
     fetch_dinov2_small()
     fetch_minilm()
     print(f"worlds, pictures and a SmolVLM pre-trained on them (progress: {root / 'common' / 'log.txt'})", flush=True)
-    make_common(root, whole, args.brief)
+    pretrained = make_common(root, whole, args.brief)
     print(f"done, {(time.monotonic() - began) / 60:.1f} min; now the models, two at a time", flush=True)
-    pretrained = pretrained_smolvlm(root)
     jobs: dict[str, Callable[[], None]] = {
         run_name(variant, seed): partial(run_variant, variant, seed, root, whole, args)
         for chosen, of in ((MODELS, seeds), (ABLATIONS, seeds[: args.ablation_seeds]))
@@ -244,9 +257,9 @@ def main(args: ToyworldArguments) -> dict[str, Any]:
     if "smolvlm" in variants:
         jobs["smolvlm"] = partial(evaluate_variant, "smolvlm", -1, pretrained, root, root / "smolvlm", args)
     settings = {
-        "command": "python -m benchmarks.toyworld " + shlex.join(sys.argv[1:]),
+        "command": command_of("toyworld", args, package="benchmarks"),
         "arguments": asdict(args),
-        "recipe": whole,
+        "recipe": whole.sections,
         "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
         "versions": {name: version(name) for name in ("torch", "transformers", "trl", "peft", "bitsandbytes")},
     }
@@ -265,19 +278,7 @@ def main(args: ToyworldArguments) -> dict[str, Any]:
 
     with ThreadPoolExecutor(args.workers) as pool:
         for _ in pool.map(work, jobs):
-            write(Path(args.output), {**settings, **collect(root, seeds, variants)})
+            write_json(args.output, {**settings, **collect(root, seeds, variants)}, indent=1)
     if failed:
         raise RuntimeError("\n".join(f"{name}: {error}" for name, error in failed.items()))
     return json.loads(Path(args.output).read_text())
-
-
-def write(file: Path, content: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(temporary, file)
-
-
-if __name__ == "__main__":
-    main(HfArgumentParser(ToyworldArguments).parse_args_into_dataclasses()[0])

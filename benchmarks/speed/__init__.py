@@ -1,0 +1,1 @@
+"""How fast is SmolDriver, and how far from what the machine can do?"""

@@ -1,0 +1,1 @@
+"""The embedded benchmark on the toy world."""
