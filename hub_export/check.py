@@ -35,7 +35,7 @@ STAMP = Path(STATE_FOLDER) / "stamp.json"
 
 @dataclass
 class CheckArguments:
-    folder: str = field(metadata={"help": "Exported folder, written by build."})
+    folder: str = field(metadata={"help": "Exported folder, written by build.", "positional": True})
     transformers: list[str] = field(
         default_factory=lambda: [OLDEST_TRANSFORMERS],
         metadata={"help": "Further versions of transformers, each fetched by pip."},

@@ -32,7 +32,7 @@ IMAGE_SIZE = (800, 450)
 
 @dataclass
 class CostArguments:
-    folder: str = field(metadata={"help": "Exported folder or checkpoint."})
+    folder: str = field(metadata={"help": "Exported folder or checkpoint.", "positional": True})
     out: str = field(metadata={"help": "JSON file to write."})
     budgets: list[int] = field(default_factory=list, metadata={"help": "Per camera; default: 1, 4, 16, … and all."})
     rounds: int = field(default=5, metadata={"help": "How often each is measured; the median counts."})

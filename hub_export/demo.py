@@ -6,12 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from hub_export.label import KEYS, read_frames
-from hub_export.lineage import image_root
+from hub_export.files import read_json
+from hub_export.prepared import FrameKey, Prepared, frame_key, is_prepared, is_world, read_questions
 from hub_export.refuse import image_problems
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -35,14 +34,13 @@ def read_world(root: Path, cameras: list[str]) -> list[dict[str, Any]]:
     Raises:
         ValueError: the folder is not a generated world, or one of its images may not be published.
     """
-    prepared = (root / "dataset.json").is_file()
-    world = image_root(root) if prepared else root
-    if not (world / "toyworld.json").is_file():
+    prepared = Prepared(root) if is_prepared(root) else None
+    if not (prepared.generated if prepared else is_world(root)):
         raise ValueError(
-            f"{world} has no toyworld.json, so nothing says that its images were generated; make examples with "
-            "`python -m training.toyworld`"
+            f"{prepared.image_root if prepared else root} has no toyworld.json, so nothing says that its images were "
+            "generated; make examples with `python -m training.toyworld`"
         )
-    frames = [frame for frame in (prepared_frames(root) if prepared else world_frames(root)) if frame["pairs"]]
+    frames = [frame for frame in (prepared_frames(prepared) if prepared else world_frames(root)) if frame["pairs"]]
     examples: list[dict[str, Any]] = []
     for number in range(min(EXAMPLES, len(frames))):
         frame = frames[number * len(frames) // min(EXAMPLES, len(frames))]
@@ -67,24 +65,24 @@ def world_frames(root: Path) -> list[dict[str, Any]]:
             "pairs": without_tags((pair["Q"], pair["A"]) for pairs in frame["QA"].values() for pair in pairs),
             "split": None,
         }
-        for scene in json.loads((root / "drivelm.json").read_text()).values()
+        for scene in read_json(root / "drivelm.json").values()
         for frame in scene["key_frames"].values()
     ]
 
 
-def prepared_frames(root: Path, split: str = "test") -> list[dict[str, Any]]:
+def prepared_frames(data: Prepared, split: str = "test") -> list[dict[str, Any]]:
     """The same of one split of a prepared world."""
-    pairs: dict[tuple[str, str], list[tuple[str, str]]] = {}
-    for shard in sorted((root / "questions").glob(f"{split}-*.parquet")):
-        for row in pq.read_table(shard, columns=[*KEYS, "question", "answer"]).to_pylist():
-            pairs.setdefault((row[KEYS[0]], row[KEYS[1]]), []).append((row["question"], row["answer"]))
+    pairs: dict[FrameKey, list[tuple[str, str]]] = {}
+    for shard in data.shards(split):
+        for row in read_questions(shard, ["question", "answer"]):
+            pairs.setdefault(frame_key(row), []).append((row["question"], row["answer"]))
     return [
         {
             "images": {camera: Path(path) for camera, path in images.items()},
             "pairs": without_tags(pairs.get(key, [])),
             "split": split,
         }
-        for key, images in read_frames(root, split).items()
+        for key, images in data.images(split).items()
     ]
 
 

@@ -24,51 +24,27 @@ import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
-from hub_export.lineage import image_root
+from hub_export.files import check_model
+from hub_export.prepared import FRAME_KEYS, FrameKey, Prepared, frame_key, read_questions
 from smoldriver_hf.loading_smoldriver import load
 
-KEYS = ("scene_token", "frame_token")
-SCHEMA = pa.schema([(name, pa.string()) for name in ("question_id", *KEYS, "question", "answer", "error")])
+SCHEMA = pa.schema([(name, pa.string()) for name in ("question_id", *FRAME_KEYS, "question", "answer", "error")])
 
 
 @dataclass
 class LabelArguments:
-    model: str = field(metadata={"help": "Exported folder or Hub repository."})
-    data: str = field(metadata={"help": "Prepared folder."})
+    model: str = field(metadata={"help": "Exported folder or Hub repository.", "positional": True})
+    data: str = field(metadata={"help": "Prepared folder.", "positional": True})
     out: str = field(metadata={"help": "Folder for the answers, one file per input shard."})
     split: str = field(default="test", metadata={"help": "Which split's questions."})
     revision: str | None = field(default=None, metadata={"help": "Commit of a Hub repository."})
-    num_queries: int | None = field(default=None, metadata={"help": "Budget per camera; default: the model's."})
+    num_queries: int | None = field(
+        default=None, metadata={"help": "Budget per camera; default: the model's.", "aliases": ["--budget"]}
+    )
     batch_size: int = field(default=16, metadata={"help": "Questions of one frame decoded side by side."})
     max_new_tokens: int = field(default=64, metadata={"help": "Longest answer."})
     dtype: str = field(default="auto", metadata={"help": "float32, bfloat16, or auto: as the weights are."})
     ray_actors: int = field(default=0, metadata={"help": "Spread the shards over this many Ray Data actors."})
-
-
-def open_shards(args: LabelArguments) -> list[Path]:
-    """The input shards that have no output yet, sorted.
-
-    Raises:
-        ValueError: no prepared folder, or no questions of that split.
-    """
-    data = Path(args.data)
-    if not (data / "dataset.json").is_file():
-        raise ValueError(f"{data} is not a prepared folder (no dataset.json)")
-    shards = sorted((data / "questions").glob(f"{args.split}-*.parquet"))
-    if not shards:
-        raise ValueError(f"{data} has no questions of split {args.split!r}")
-    return [shard for shard in shards if not (Path(args.out) / shard.name).exists()]
-
-
-def read_frames(data: Path, split: str) -> dict[tuple[str, str], dict[str, str]]:
-    """{(scene_token, frame_token): {camera: absolute path}} of one split."""
-    root = image_root(data)
-    frames = {}
-    for shard in sorted((data / "frames").glob(f"{split}-*.parquet")):
-        for row in pq.read_table(shard).to_pylist():
-            key = (row.pop("scene_token"), row.pop("frame_token"))
-            frames[key] = {camera: str(root / path) for camera, path in row.items() if path is not None}
-    return frames
 
 
 class Labeller:
@@ -80,9 +56,9 @@ class Labeller:
             args.model, precision=None, dtype=args.dtype, revision=args.revision, trust_remote_code=True
         )
         self.model = model.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu")
-        self.frames = read_frames(Path(args.data), args.split)
+        self.frames = Prepared(args.data).images(args.split)
 
-    def answer_frame(self, key: tuple[str, str], questions: list[str]) -> list[tuple[str | None, str | None]]:
+    def answer_frame(self, key: FrameKey, questions: list[str]) -> list[tuple[str | None, str | None]]:
         """(answer, error) of each question about one frame, which is encoded once."""
         images = {camera: path for camera, path in self.frames[key].items() if camera in self.processor.cameras}
         try:
@@ -94,18 +70,22 @@ class Labeller:
 
     def label(self, shard: Path) -> Path:
         """Answer one input shard; returns the output shard."""
-        rows = pq.read_table(shard, columns=["question_id", *KEYS, "question"]).to_pylist()
-        places = sorted(range(len(rows)), key=lambda place: tuple(rows[place][name] for name in KEYS))
-        for key, same_frame in groupby(places, key=lambda place: tuple(rows[place][name] for name in KEYS)):
+        rows = read_questions(shard, ["question_id", "question"])
+        answered: list[tuple[str | None, str | None]] = [(None, None)] * len(rows)
+        places = sorted(range(len(rows)), key=lambda place: frame_key(rows[place]))
+        for key, same_frame in groupby(places, key=lambda place: frame_key(rows[place])):
             group = list(same_frame)
             if key not in self.frames:
                 raise ValueError(f"{shard.name}: question {rows[group[0]]['question_id']} has no frame {key}")
-            answers = self.answer_frame(key, [rows[place]["question"] for place in group])
-            for place, (answer, error) in zip(group, answers, strict=True):
-                rows[place] |= {"answer": answer, "error": error}
+            given = self.answer_frame(key, [rows[place]["question"] for place in group])
+            for place, answer in zip(group, given, strict=True):
+                answered[place] = answer
+        table = [
+            {**row, "answer": answer, "error": error} for row, (answer, error) in zip(rows, answered, strict=True)
+        ]
         target = Path(self.args.out) / shard.name
         unfinished = target.with_name(f".{target.name}.{os.getpid()}.unfinished")
-        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), unfinished)
+        pq.write_table(pa.Table.from_pylist(table, schema=SCHEMA), unfinished)
         os.replace(unfinished, target)
         return target
 
@@ -147,19 +127,19 @@ def main(args: LabelArguments) -> Path:
     """Label every open shard, or this process's share of them under torchrun; returns the output folder.
 
     Raises:
-        ValueError: no prepared folder, no such split, or a question without its frame.
+        ValueError: no model, no prepared folder, no such split, or a question without its frame.
     """
-    out = Path(args.out)
+    check_model(args.model)
+    every, out = Prepared(args.data).shards(args.split), Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    shards = open_shards(args)
+    open_shards = [shard for shard in every if not (out / shard.name).exists()]
     if args.ray_actors:
-        if shards:
-            label_with_ray(args, shards)
+        if open_shards:
+            label_with_ray(args, open_shards)
         return out
     # By name, not by place in the list of open shards: processes that start later see fewer open ones.
-    every = sorted((Path(args.data) / "questions").glob(f"{args.split}-*.parquet"))
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    mine = [shard for shard in every[rank::world] if shard in shards]
+    mine = [shard for shard in every[rank::world] if shard in open_shards]
     if mine:
         labeller = Labeller(args)
         for shard in tqdm(mine, desc=f"label, process {rank + 1} of {world}", unit="shard"):

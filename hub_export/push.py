@@ -38,8 +38,8 @@ KEPT = {".gitattributes"}  # the server's own
 
 @dataclass
 class PushArguments:
-    folder: str = field(metadata={"help": "Exported folder that passed its check."})
-    repo_id: str = field(metadata={"help": "Owner and name, as in your-name/smoldriver."})
+    folder: str = field(metadata={"help": "Exported folder that passed its check.", "positional": True})
+    repo_id: str = field(metadata={"help": "Owner and name, as in your-name/smoldriver.", "positional": True})
     private: bool = field(default=False, metadata={"help": "Create the repository as a private one."})
     pr: bool = field(default=False, metadata={"help": "Open a pull request in place of committing to main."})
     dry_run: bool = field(default=False, metadata={"help": "Show files and sizes; nothing is sent."})

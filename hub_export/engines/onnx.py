@@ -36,9 +36,11 @@ QUANTIZED = ("language_model", "lm_head", "decode")
 
 @dataclass
 class OnnxArguments:
-    folder: str = field(metadata={"help": "Exported folder or checkpoint."})
+    folder: str = field(metadata={"help": "Exported folder or checkpoint.", "positional": True})
     out: str = field(metadata={"help": "Folder to write; must not exist."})
-    num_queries: int | None = field(default=None, metadata={"help": "Budget per camera; default: the model's."})
+    num_queries: int | None = field(
+        default=None, metadata={"help": "Budget per camera; default: the model's.", "aliases": ["--budget"]}
+    )
     int8: bool = field(default=False, metadata={"help": "Quantise the language model's weights."})
 
 
