@@ -5,7 +5,7 @@
 
 `fp32` and `int8` are the presets of `smoldriver_hf.precision_smoldriver`; `onnx` and `onnx-int8` are what
 `python -m hub_export onnx` makes, run by its runner in ONNX Runtime. Reported: accuracy on frames of the test split,
-the share of answers that are those of `fp32` word for word, megabytes on disk. Needs what `hub_export.onnx` needs.
+the share of answers that are those of `fp32` word for word, megabytes on disk. Needs the extra `export`.
 """
 
 import json
@@ -18,7 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from benchmarks.toyworld.results import intervals
-from hub_export import onnx
+from hub_export.engines import onnx
 from smoldriver_hf.loading_smoldriver import load
 from training.command_line import run
 from training.data.rows import load_rows

@@ -15,7 +15,6 @@ The folder appears complete and checked (`check.py`), or not at all: until then 
 """
 
 import json
-import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +25,8 @@ import torch
 import smoldriver_hf
 from hub_export import card, check, demo
 from hub_export.check import OLDEST_TRANSFORMERS, REFERENCE, CheckArguments
-from hub_export.lineage import RECIPE, TRAINED, Note, load_run, notes_of, publishable
+from hub_export.files import read_json, whole
+from hub_export.lineage import RECIPE, Note, load_run, notes_of
 from hub_export.reference import measure_reference, save_reference
 from hub_export.refuse import without_machine_paths
 from hub_export.results import check_fingerprint, load_metrics
@@ -86,7 +86,7 @@ def write_repository(args: BuildArguments, folder: Path) -> None:
     notes = notes_of(adapter or source)
     license_name = license_of(notes, args.license)
     run = load_run(Path(args.run), adapter or source) if args.run else None
-    cost = json.loads(Path(args.cost).read_text()) if args.cost else None
+    cost = read_json(Path(args.cost)) if args.cost else None
     metrics = load_metrics(Path(args.metrics)) if args.metrics else None
     if metrics:
         check_fingerprint(metrics, source, adapter)
@@ -109,7 +109,7 @@ def write_repository(args: BuildArguments, folder: Path) -> None:
 
     (folder / RECIPE).mkdir()
     for number, note in enumerate(notes, 1):
-        publish_json(publishable(note), folder / RECIPE / f"{number}-{note.stage}.json")
+        publish_json(note, folder / RECIPE / f"{number}-{note['stage']}.json")
     for content, name in ((run, card.RUN), (metrics, "metrics.json"), (cost, "cost.json")):
         if content is not None:
             publish_json(content, folder / name)
@@ -125,11 +125,11 @@ def license_of(notes: list[Note], named: str | None) -> str:
     Raises:
         ValueError: none was named, and they were trained on something that is not known to be a generated world.
     """
-    foreign = [note for note in notes if note.stage in TRAINED and not note.generated]
+    foreign = [(note["stage"], learnt) for note in notes if (learnt := note["trained_on"]) and not learnt["generated"]]
     if named is None and foreign:
-        data = foreign[0].arguments.get("data", "unknown data")
+        stage, learnt = foreign[0]
         raise ValueError(
-            f"{foreign[0].stage} trained on {data}, which is not known to be a generated world: name the licence of "
+            f"{stage} trained on {learnt['data']}, which is not known to be a generated world: name the licence of "
             "the weights with --license (of DriveLM and nuScenes: cc-by-nc-sa-4.0)"
         )
     return named or "apache-2.0"
@@ -142,7 +142,7 @@ def publish_json(content: Any, target: Path) -> None:
 
 def drop_local_settings(path: Path) -> None:
     """Remove what a tokenizer remembers of how it was loaded on this machine."""
-    settings = json.loads(path.read_text())
+    settings = read_json(path)
     for name in ("is_local", "local_files_only", "name_or_path"):
         settings.pop(name, None)
     path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
@@ -155,13 +155,10 @@ def main(args: BuildArguments) -> Path:
         ValueError: the folder exists, the source is not sound, something may not be published, or the check fails.
     """
     out = Path(args.out)
-    if out.exists():
-        raise ValueError(f"{out} exists; name another folder or remove it")
-    unfinished = out.with_name(out.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    write_repository(args, unfinished)
-    check.main(CheckArguments(str(unfinished), transformers=args.transformers, only_installed=args.only_installed))
-    os.replace(unfinished, out)
+    with whole(out) as unfinished:
+        unfinished.mkdir()
+        write_repository(args, unfinished)
+        options = {"transformers": args.transformers, "only_installed": args.only_installed}
+        check.main(CheckArguments(str(unfinished), **options))
     print(f"{out}: {sum(path.stat().st_size for path in out.rglob('*') if path.is_file()) / 1e6:.1f} MB, checked")
     return out

@@ -7,7 +7,8 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 from safetensors import safe_open
 
-from hub_export.lineage import GENERATED, RECIPE, offline_parts
+from hub_export.files import read_json
+from hub_export.lineage import RECIPE, Note, as_note
 from hub_export.results import (
     PIPELINE,
     budgets_table,
@@ -22,7 +23,12 @@ from hub_export.results import (
 TEMPLATES = Path(__file__).with_name("templates")
 RUN = f"{RECIPE}/run.json"
 COST_KEYS = ("command", "device", "rows")
-UNSHOWN = ("command", "arguments", "teacher", GENERATED)  # too long, or told elsewhere
+UNSHOWN = ("stage", "command", "arguments", "made_from", "trained_on", "parts", "teacher")  # long, or told elsewhere
+LICENCES = {
+    True: "which the toy world generated: free to use",
+    False: "which is not a generated world: its own licences hold for these weights",
+    None: "of which these notes do not tell the licence",
+}
 
 
 def snippet(repository: str, revision: str | None) -> str:
@@ -50,7 +56,7 @@ def load_cost(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: a key is missing, or the rows differ in their columns.
     """
-    cost = json.loads(path.read_text())
+    cost = read_json(path)
     missing = [key for key in COST_KEYS if key not in cost]
     if missing:
         raise ValueError(f"{path.name} lacks {', '.join(missing)}")
@@ -64,16 +70,11 @@ def load_cost(path: Path) -> dict[str, Any]:
     return {"command": cost["command"], "device": cost["device"], "columns": columns, "rows": rows}
 
 
-def published_notes(folder: Path) -> list[tuple[str, dict[str, Any]]]:
+def published_notes(folder: Path) -> list[tuple[str, Note]]:
     """(path in the repository, content) of the stages' notes, in the order of the stages."""
     files = [path for path in (folder / RECIPE).glob("*.json") if path.name[0].isdigit()]
     files.sort(key=lambda path: int(path.name.partition("-")[0]))
-    return [(path.relative_to(folder).as_posix(), json.loads(path.read_text())) for path in files]
-
-
-def stage_of(file: str) -> str:
-    """recipe/1-assemble.json → assemble."""
-    return Path(file).stem.partition("-")[2]
+    return [(path.relative_to(folder).as_posix(), as_note(read_json(path))) for path in files]
 
 
 def recipe(folder: Path) -> list[dict[str, Any]]:
@@ -81,23 +82,17 @@ def recipe(folder: Path) -> list[dict[str, Any]]:
     stages = []
     for file, note in published_notes(folder):
         lines = [(key.replace("_", " "), in_words(value)) for key, value in note.items() if key not in UNSHOWN]
-        stage = stage_of(file)
-        stages.append({"stage": stage, "file": file, "command": note.get("command", ""), "lines": lines})
+        stages.append({"stage": note["stage"], "file": file, "command": note["command"], "lines": lines})
     return stages
 
 
 def data_licences(folder: Path) -> list[str]:
     """One sentence for each stage that trained: on which data, and whether it may be used freely."""
-    kinds = {
-        True: "which the toy world generated: free to use",
-        False: "which is not a generated world: its own licences hold for these weights",
-        None: "of which these notes do not tell the licence",
-    }
     sentences = []
-    for file, note in published_notes(folder):
-        if GENERATED in note:
-            data = Path((note.get("arguments") or {}).get("data") or "unknown data").name
-            sentences.append(f"Stage {stage_of(file)} trained on `{data}`, {kinds[note[GENERATED]]}.")
+    for _, note in published_notes(folder):
+        if learnt := note["trained_on"]:
+            data = Path(learnt["data"]).name
+            sentences.append(f"Stage {note['stage']} trained on `{data}`, {LICENCES[learnt['generated']]}.")
     return list(dict.fromkeys(sentences))
 
 
@@ -112,7 +107,7 @@ def in_words(value: Any) -> str:
 
 def load_stages(path: Path) -> dict[str, Any]:
     """`run.json` as a table: stages with their minutes, first and last loss."""
-    run = json.loads(path.read_text())
+    run = read_json(path)
     rows = []
     for name, stage in run["stages"].items():
         ends = [stage.get("figures", {}).get(end, {}) for end in ("first", "last")]
@@ -146,10 +141,9 @@ def count_parameters(folder: Path) -> dict[str, Any]:
     }
 
 
-def base_models(stages: list[tuple[str, dict[str, Any]]]) -> list[str]:
-    """Hub ids of the parts that `assemble` was given."""
-    given = [arguments for stage, arguments in stages if stage == "assemble"]
-    parts = [arguments.get(name) for arguments in given for name in ("vision", "text", "smolvlm")]
+def base_models(notes: list[Note]) -> list[str]:
+    """Hub ids of the pretrained parts that a stage was given."""
+    parts = [note["arguments"].get(name) for note in notes for name in ("vision", "text", "smolvlm")]
     # A folder may be written like an id, owner/name.
     return list(dict.fromkeys(part for part in parts if part and part.count("/") == 1 and not Path(part).exists()))
 
@@ -163,15 +157,14 @@ def write_card(folder: Path, name: str, license_name: str, dataset: str | None =
         license_name: of the weights.
         dataset: what was evaluated on, by its Hub id or any name; default: the name of the evaluated folder.
     """
-    config = json.loads((folder / "config.json").read_text())
+    config = read_json(folder / "config.json")
     metrics = load_metrics(folder / "metrics.json") if (folder / "metrics.json").is_file() else None
     if metrics and dataset is None:
         dataset = Path(metrics["arguments"]["data"]).name
     folded = config["projector_config"]["scale_factor"] ** 2 if config["connector"] == "pixel_shuffle" else 1
-    stages = [(stage_of(file), note.get("arguments") or {}) for file, note in published_notes(folder)]
-    if (folder / RUN).is_file():
-        run = json.loads((folder / RUN).read_text())
-        stages += [(name, stage.get("arguments") or {}) for name, stage in run["stages"].items()]
+    notes = [note for _, note in published_notes(folder)]
+    if (folder / RUN).is_file():  # where a folder that held an old note is gone, the run's record still tells
+        notes += [as_note(stage) for stage in read_json(folder / RUN)["stages"].values()]
     examples = folder / "demo" / "examples" / "examples.json"
     data = ModelCardData(
         model_name=name,
@@ -180,7 +173,7 @@ def write_card(folder: Path, name: str, license_name: str, dataset: str | None =
         library_name="transformers",
         pipeline_tag=PIPELINE,
         tags=["custom_code", "autonomous-driving", "multi-camera", "vision-language-model"],
-        base_model=base_models(stages) or None,
+        base_model=base_models(notes) or None,
         eval_results=model_index(metrics, str(dataset)) if metrics else None,
     )
     card = ModelCard.from_template(
@@ -203,7 +196,7 @@ def write_card(folder: Path, name: str, license_name: str, dataset: str | None =
         tables=[table for table in (budgets_table(metrics), controls_table(metrics)) if table] if metrics else [],
         results=results_table(metrics) if metrics else None,
         in_words=in_words,
-        told=offline_parts(stages),
+        told=list(dict.fromkeys(part for note in notes for part in note["parts"])),
         notes=recipe(folder),
         data_licences=data_licences(folder),
         run=load_stages(folder / RUN) if (folder / RUN).is_file() else None,

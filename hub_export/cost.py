@@ -9,13 +9,12 @@ Only one model on one machine is measured, so these are no ratios to other model
 """
 
 import json
-import os
 import platform
+import shlex
 import statistics
-import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ import transformers
 from PIL import Image
 from tqdm import tqdm
 
+from hub_export.files import check_model, whole
 from hub_export.reference import QUESTION, reference_scene
 from smoldriver_hf.loading_smoldriver import load
 
@@ -46,6 +46,16 @@ def default_budgets(processor: Any) -> list[int]:
         return [processor.max_queries]
     powers = (4**exponent for exponent in range(16))
     return [power for power in powers if power < processor.max_queries] + [processor.max_queries]
+
+
+def command_of(args: CostArguments) -> str:
+    """The command that measures the same."""
+    plain = asdict(CostArguments(args.folder, args.out))
+    words = [args.folder, "--out", args.out]
+    for name, value in asdict(args).items():
+        if value != plain[name]:
+            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return f"python -m hub_export cost {shlex.join(words)}"
 
 
 def device_name(model: torch.nn.Module) -> str:
@@ -79,7 +89,12 @@ def measure(
 
 
 def main(args: CostArguments) -> Path:
-    """Measure and write; returns the file."""
+    """Measure and write; returns the file.
+
+    Raises:
+        ValueError: there is no model.
+    """
+    check_model(args.folder)
     model, processor = load(args.folder, precision=None, dtype=args.dtype, trust_remote_code=True)
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     budgets = args.budgets or default_budgets(processor)
@@ -105,15 +120,14 @@ def main(args: CostArguments) -> Path:
             row[f"{name.replace('_', ' ')}, s"] = round(statistics.median(known), 4) if known else "–"
         rows.append(row)
     report = {
-        "command": "python -m hub_export " + " ".join(sys.argv[1:]),
+        "command": command_of(args),
         "device": f"{device_name(model)}, {str(model.dtype).removeprefix('torch.')}",
         "rounds": args.rounds,
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "rows": rows,
     }
     out = Path(args.out)
-    unfinished = out.with_name(out.name + ".unfinished")
-    unfinished.write_text(json.dumps(report, indent=2) + "\n")
-    os.replace(unfinished, out)
+    with whole(out) as unfinished:
+        unfinished.write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(rows, indent=2))
     return out

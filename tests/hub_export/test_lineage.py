@@ -6,7 +6,7 @@ import pytest
 from exported import export, save_checkpoint
 
 from hub_export.build import license_of
-from hub_export.lineage import OFFLINE_TEXT, OFFLINE_VISION, load_run, notes_of, offline_parts
+from hub_export.lineage import OFFLINE_TEXT, OFFLINE_VISION, as_note, load_run, notes_of
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +41,11 @@ def prepared_world(root, generated):
 
 def test_notes_are_followed_back_to_the_parts(tmp_path):
     merged = run_with_merge(tmp_path / "run", prepared_world(tmp_path, generated=True))
-    assert [item.stage for item in notes_of(merged)] == ["assemble", "finetune", "finetune", "merge"]
+    assert [item["stage"] for item in notes_of(merged)] == ["assemble", "finetune", "finetune", "merge"]
     adapter = notes_of(tmp_path / "run" / "adapt" / "adapter")
-    assert [item.stage for item in adapter] == ["assemble", "finetune", "finetune"]
+    assert [item["stage"] for item in adapter] == ["assemble", "finetune", "finetune"]
     shutil.rmtree(tmp_path / "run" / "assemble")
-    assert [item.stage for item in notes_of(merged)] == ["finetune", "finetune", "merge"]
+    assert [item["stage"] for item in notes_of(merged)] == ["finetune", "finetune", "merge"]
     assert notes_of(tmp_path) == []
 
 
@@ -73,17 +73,21 @@ def test_the_card_tells_of_parts_from_wheels_and_of_data(checkpoint, tmp_path):
     assert str(tmp_path) not in (folder / "recipe" / "2-finetune.json").read_text()
 
 
+def old_parts(stage, **arguments):
+    return as_note({"command": f"python -m training.{stage}", "arguments": arguments})["parts"]
+
+
 def test_only_parts_that_came_from_wheels_are_told_of():
     def told(**arguments):
-        return offline_parts([("assemble", {"vision": None, "text": None, "smolvlm": None, **arguments})])
+        return old_parts("assemble", vision=None, text=None, smolvlm=None, **arguments)
 
     assert told(offline=True) == [OFFLINE_VISION, OFFLINE_TEXT]
     assert told(offline=True, text="a/b") == [OFFLINE_VISION]
     assert told(offline=True, vision="a/b") == [OFFLINE_TEXT]
     assert told(offline=False, text="a/b", vision="a/b") == []
     assert told(offline=True, smolvlm="a/b") == [OFFLINE_VISION]  # with SmolVLM's language model, not with its tower
-    assert offline_parts([("toybase", {"vision": None})] * 2) == [OFFLINE_VISION]
-    assert offline_parts([("toybase", {"vision": "a/b"})]) == []
+    assert old_parts("toybase", vision=None) == [OFFLINE_VISION]
+    assert old_parts("toybase", vision="a/b") == []
 
 
 def test_the_record_of_a_run_is_of_these_weights(checkpoint, tmp_path):

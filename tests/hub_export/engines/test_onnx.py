@@ -8,8 +8,8 @@ from smoldriver_hf import SmolDriverForConditionalGeneration, SmolDriverProcesso
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
-from hub_export import onnx  # noqa: E402  # after what it needs
-from hub_export.onnx import OnnxArguments, OnnxSmolDriver  # noqa: E402
+from hub_export.engines import onnx  # noqa: E402  # after what it needs
+from hub_export.engines.onnx import OnnxArguments, OnnxSmolDriver  # noqa: E402
 
 pytestmark = pytest.mark.slow  # exporting five graphs takes about half a minute
 

@@ -16,10 +16,12 @@ import pytest
 from exported import save_checkpoint
 from tiny import CAMERAS, scene
 
-from hub_export.serve import ServeArguments, main, plugin_folder, vllm_command, with_cameras
+from hub_export.engines import transformers_server, vllm
+from hub_export.engines.transformers_server import TransformersServerArguments, with_cameras
+from hub_export.engines.vllm import VllmArguments, plugin_folder, vllm_command
 from smoldriver_hf import SmolDriverForConditionalGeneration, SmolDriverProcessor
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 QUESTION = "Is there a car behind the ego car?"
 
 
@@ -144,20 +146,18 @@ def test_the_plugin_is_found_as_an_entry_point(tmp_path):
 
 def test_vllm_is_told_the_budget_and_the_number_of_cameras(tmp_path):
     folder = str(save_checkpoint(tmp_path / "smoldriver"))
-    command = vllm_command(ServeArguments("vllm", folder, num_queries=2))
+    command = vllm_command(VllmArguments(folder, num_queries=2))
     assert command[command.index("--limit-mm-per-prompt") + 1] == '{"image": 6}'
     assert command[command.index("--mm-processor-kwargs") + 1] == '{"num_queries": 2}'
     assert command[command.index("--hf-overrides") + 1] == '{"num_queries": 2}'
 
 
-def test_unknown_engines_and_missing_ones_are_clear_errors(tmp_path):
-    with pytest.raises(ValueError, match="one of"):
-        main(ServeArguments("tgi", str(tmp_path)))
+def test_an_engine_that_is_missing_is_a_clear_error(tmp_path):
     empty = tmp_path / "python"
     empty.write_text("#!/bin/sh\nexit 1\n")
     empty.chmod(0o755)
     with pytest.raises(ValueError, match="has no vLLM"):
-        main(ServeArguments("vllm", str(tmp_path), python=str(empty)))
+        vllm.main(VllmArguments(str(tmp_path), python=str(empty)))
 
 
 def test_a_stopped_server_takes_vllm_with_it(tmp_path):
@@ -199,6 +199,6 @@ def test_vllm_answers_as_generate_does_in_any_order_and_out_of_its_cache(tmp_pat
 
 
 def test_a_package_that_the_server_lacks_is_named(monkeypatch):
-    monkeypatch.setattr("hub_export.serve.find_spec", lambda name: None if name == "openai" else object())
+    monkeypatch.setattr(transformers_server, "find_spec", lambda name: None if name == "openai" else object())
     with pytest.raises(ValueError, match="needs openai: pip install openai"):
-        main(ServeArguments("transformers", "anywhere"))
+        transformers_server.main(TransformersServerArguments("anywhere"))
