@@ -48,7 +48,8 @@ class Parser(HfArgumentParser):
         return super().add_argument(*names, **options)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; --help lists what there is\n")
+        print(f"{self.prog}: {message}; --help lists what there is", file=sys.stderr)
+        sys.exit(2)
 
 
 def parser_of(argv: list[str]) -> Parser:

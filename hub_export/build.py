@@ -158,7 +158,6 @@ def main(args: BuildArguments) -> Path:
     with whole(out) as unfinished:
         unfinished.mkdir()
         write_repository(args, unfinished)
-        options = {"transformers": args.transformers, "only_installed": args.only_installed}
-        check.main(CheckArguments(str(unfinished), **options))
+        check.main(CheckArguments(str(unfinished), args.transformers, args.only_installed))
     print(f"{out}: {sum(path.stat().st_size for path in out.rglob('*') if path.is_file()) / 1e6:.1f} MB, checked")
     return out

@@ -7,8 +7,9 @@ import pytest
 from prepared import write_smoldriver, write_smolvlm
 from safetensors.torch import load_file, save_file
 
-from hub_export import cost, label, onnx
+from hub_export import cost, label
 from hub_export.build import BuildArguments, load_source
+from hub_export.engines import onnx
 from smoldriver_hf import CAMERAS
 from training import merge
 from training.distillation.teacher import Teacher
