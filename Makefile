@@ -11,7 +11,7 @@ help:  ## this list
 
 .venv/installed: setup.cfg .ci/requirements.lock
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint .ci/requirements.lock ".[train,test,nuscenes,serve]"
+	$(BIN)/pip install --quiet --constraint .ci/requirements.lock ".[test]"
 	$(BIN)/pip uninstall --quiet --yes smoldriver-hf  # the checkout runs; tests prove exports where nothing is installed
 	rm -rf build *.egg-info
 	touch $@
