@@ -21,8 +21,8 @@ EXTRAS = {
     "benchmarks": ("train", "export"),
 }
 COME_WITH_TRANSFORMERS = {"numpy", "tokenizers", "tqdm"}
-# Imported where the user has them; the commands that need them say so.
-OPTIONAL = {"gradio", "ray", "vllm"}
+# Imported where the user has them; what needs them says so.
+OPTIONAL = {"smoldriver_hf": {"peft"}, "hub_export": {"gradio", "ray", "vllm"}}
 # Required and imported by no file of the packages, and by whom they are used.
 USED_BY = {
     "evaluate": "the users' own scripts; a module of the challenge's score for it is still to come",
@@ -52,12 +52,13 @@ def names(extra: str) -> set[str]:
 def distributions_of(package: str) -> dict[str, str]:
     """{what a package's files import that is not their own: the distribution that brings it}."""
     brings, found = packages_distributions(), {}
+    left_out = set(sys.stdlib_module_names) | OWN | OPTIONAL.get(package, set())
     for path in (ROOT / package).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and not node.level:
                 modules = [node.module]
-            for root in {module.split(".")[0] for module in modules} - set(sys.stdlib_module_names) - OWN - OPTIONAL:
+            for root in {module.split(".")[0] for module in modules} - left_out:
                 found[root] = canonicalize_name(brings.get(root, ["nothing that is installed"])[0])
     return found
 
