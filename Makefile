@@ -1,4 +1,4 @@
-# Every target works from a path with spaces, as any user, and offline once .venv is there.
+# Every target works from a path with spaces, as any user, and offline once .venv/parts is there (but for `slow`).
 PYTHON ?= python3
 BIN := .venv/bin
 # glibc gives memory back after every training step; keeping it makes CPU steps several times faster on some machines.

@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("smoldriver_hf", "training", "hub_export", "benchmarks")
 ROOT_FILES = (
-    "README.md CONTRIBUTING.md CHANGELOG.md SECURITY.md CITATION.cff LICENSE Makefile setup.cfg pyproject.toml"
+    "README.md CONTRIBUTING.md CHANGELOG.md SECURITY.md LICENSE CITATION.cff Makefile setup.cfg pyproject.toml"
 )
 TESTS = "mirror the packages, but for modules that test_layout.py lists; it keeps the import law, too"
 WIDTH = 117
@@ -26,13 +26,7 @@ def tree() -> str:
             names = " ".join(file.name for file in modules(room))
             lines += textwrap.wrap(names, WIDTH, initial_indent="    ", subsequent_indent="    ")
         lines += [entry(f"  {file.relative_to(folder)}", first_comment(file), 34) for file in recipes(folder)]
-    lines.append(
-        entry(
-            "tests/",
-            "mirror the packages, but for modules that test_layout.py lists; it keeps the import law, too",
-            22,
-        )
-    )
+    lines.append(entry("tests/", TESTS, 22))
     return "\n".join(lines)
 
 
