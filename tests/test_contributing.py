@@ -18,8 +18,9 @@ def test_contributing_names_what_exists():
     named = set(PATH.findall((ROOT / "CONTRIBUTING.md").read_text())) - NOT_YET
     assert named
     for name in named:
-        module = (ROOT / name.replace(".", "/")).with_suffix("")
-        places = [ROOT / name, ROOT / "training" / name, module.with_suffix(".py"), module]
+        module = ROOT / name.replace(".", "/")
+        is_module = "/" not in name and Path(name).suffix[1:] not in ("md", "cff", "cfg", "toml", "py", "yaml")
+        places = [module.with_suffix(".py"), module / "__main__.py"] if is_module else [ROOT / name]
         assert any(place.exists() for place in places), f"CONTRIBUTING.md names {name}, which is not there"
 
 
