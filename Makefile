@@ -1,4 +1,4 @@
-# Every target works from a path with spaces, as any user, and offline once .venv is there.
+# Every target works from a path with spaces, as any user, and offline once .venv/parts is there (but for `slow`).
 PYTHON ?= python3
 BIN := .venv/bin
 # glibc gives memory back after every training step; keeping it makes CPU steps several times faster on some machines.
@@ -11,7 +11,7 @@ help:  ## this list
 
 .venv/installed: setup.cfg .ci/requirements.lock
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint .ci/requirements.lock ".[train,test,nuscenes,export,serve]"
+	$(BIN)/pip install --quiet --constraint .ci/requirements.lock ".[test]"
 	$(BIN)/pip uninstall --quiet --yes smoldriver-hf  # the checkout runs; tests prove exports where nothing is installed
 	rm -rf build *.egg-info
 	touch $@

@@ -58,6 +58,12 @@ TITLES = {
     "smoldriver": "**SmolDriver**",
     "blind": "blind: the same language model, no images",
 }
+# The fourth blind control, text only, is the last row: a model that was trained without images.
+BLIND_COLUMNS = {
+    "template_majority": "best answer per template %",
+    "black": "black images %",
+    "wrong_scene": "other scene's images %",
+}
 ABLATIONS = {
     "smoldriver": "SmolDriver",
     "position-keys": "keys of positions only",
@@ -95,7 +101,7 @@ def toyworld(run: dict[str, Any]) -> str:
     """The embedded benchmark: three models beside their blind versions, budgets, ablations, unseen weather."""
     models, blind = run["models"], run["sighted_minus_trained_blind"]
     header = ["", "visual tokens", "perception %", "all %", "sighted − blind, perception", "sighted − blind, all"]
-    header += ["black images %", "other scene's images %", "BLEU (seed's)", "BERTScore F1", "unseen fog %"]
+    header += [*BLIND_COLUMNS.values(), "BLEU (seed's)", "BERTScore F1", "unseen fog %"]
     lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
     for name, title in TITLES.items():
         if name not in models:
@@ -109,7 +115,7 @@ def toyworld(run: dict[str, Any]) -> str:
             spread(model, "accuracy"),
             gap(blind[name]["perception"]) if name in blind else "",
             gap(blind[name]["accuracy"]) if name in blind else "",
-            *(percent(controls.get(control, {}).get("perception")) for control in ("black", "wrong_scene")),
+            *(percent(controls.get(control, {}).get("perception")) for control in BLIND_COLUMNS),
             *("–" if model[score] is None else f"{model[score]:.3f}" for score in ("seed_bleu", "bert_score_f1")),
             percent(unseen.get("sighted", {}).get("perception")),
         ]

@@ -6,12 +6,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("smoldriver_hf", "training", "hub_export", "benchmarks")
+ROOT_FILES = (
+    "README.md CONTRIBUTING.md CHANGELOG.md SECURITY.md LICENSE CITATION.cff Makefile setup.cfg pyproject.toml"
+)
+TESTS = "mirror the packages, but for modules that test_layout.py lists; it keeps the import law, too"
 WIDTH = 117
 
 
 def tree() -> str:
     """The packages' modules and recipes; of a room inside a package its files' names, without their lines."""
-    lines = ["README.md CHANGELOG.md LICENSE Makefile setup.cfg pyproject.toml"]
+    lines = [ROOT_FILES]
     for package in PACKAGES:
         folder = ROOT / package
         lines.append(entry(f"{package}/", first_line(folder / "__init__.py"), 22))
@@ -22,7 +26,7 @@ def tree() -> str:
             names = " ".join(file.name for file in modules(room))
             lines += textwrap.wrap(names, WIDTH, initial_indent="    ", subsequent_indent="    ")
         lines += [entry(f"  {file.relative_to(folder)}", first_comment(file), 34) for file in recipes(folder)]
-    lines.append(entry("tests/", "mirrors the packages; test_layout.py keeps the import law and this tree", 22))
+    lines.append(entry("tests/", TESTS, 22))
     return "\n".join(lines)
 
 

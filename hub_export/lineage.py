@@ -1,9 +1,9 @@
 """How a checkpoint came about: the note that each stage left beside its result, with the notes before it.
 
 A note is a JSON object with `stage`, `command` and `arguments`, whatever its file is called; `history` holds the notes
-of what it was made from, oldest first. Older notes are brought into that form when they are read: they name what they were
-made from by arguments, and not what they trained on. `run.json` of a whole recipe tells minutes and figures of all
-stages at once. Published copies lie in `recipe/`, numbered in the order of the stages, so that every figure of the
+of what it was made from, oldest first. Older notes are brought into that form when they are read: they name what they
+were made from by arguments, and not what they trained on. `run.json` of a whole recipe tells minutes and figures of
+all stages at once. Published copies lie in `recipe/`, numbered in the order of the stages, so that every figure of the
 card stands in a file.
 """
 

@@ -3,14 +3,14 @@
     if __name__ == "__main__":
         run(main, FinetuneArguments, SFTConfig)
 
-A mistake (an unknown option, a missing folder, settings that do not fit) is one line on stderr and exit status 2;
-`--traceback`, or SMOLDRIVER_TRACEBACK=1 in the environment, shows where it was found.
+A mistake (an option that is unknown or missing, a missing folder, settings that do not fit) is one line on stderr and
+exit status 2; `--traceback`, or SMOLDRIVER_TRACEBACK=1 in the environment, shows where it was found.
 """
 
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from transformers.hf_argparser import HfArgumentParser
 
@@ -38,9 +38,15 @@ def run(main: Callable[..., Any], *arguments: type, parser: type[HfArgumentParse
 
 def parse(arguments: tuple[type, ...], parser: type[HfArgumentParser] | None) -> tuple[Any, ...]:
     epilog = f"{TRACEBACK} shows where an error was found."
+    known = (parser or HfArgumentParser)(arguments, epilog=epilog)
+    known.error = refuse  # type: ignore[method-assign]  # argparse prints all options first
     if parser is None:
-        return HfArgumentParser(arguments, epilog=epilog).parse_args_into_dataclasses()
-    return parser(arguments, epilog=epilog).parse_args_and_config()  # type: ignore[attr-defined]
+        return known.parse_args_into_dataclasses()
+    return known.parse_args_and_config()  # type: ignore[attr-defined]
+
+
+def refuse(message: str) -> NoReturn:
+    raise ValueError(message)
 
 
 def one_line(error: Exception) -> str:

@@ -79,15 +79,15 @@ def old_parts(stage, **arguments):
 
 def test_only_parts_that_came_from_wheels_are_told_of():
     def told(**arguments):
-        return old_parts("assemble", {"vision": None, "text": None, "smolvlm": None, **arguments})
+        return old_parts("assemble", **{"vision": None, "text": None, "smolvlm": None, **arguments})
 
     assert told(offline=True) == [OFFLINE_VISION, OFFLINE_TEXT]
     assert told(offline=True, text="a/b") == [OFFLINE_VISION]
     assert told(offline=True, vision="a/b") == [OFFLINE_TEXT]
     assert told(offline=False, text="a/b", vision="a/b") == []
     assert told(offline=True, smolvlm="a/b") == [OFFLINE_VISION]  # with SmolVLM's language model, not with its tower
-    assert old_parts("toybase", {"vision": None}) == [OFFLINE_VISION]
-    assert old_parts("toybase", {"vision": "a/b"}) == []
+    assert old_parts("toybase", vision=None) == [OFFLINE_VISION]
+    assert old_parts("toybase", vision="a/b") == []
 
 
 def test_the_record_of_a_run_is_of_these_weights(checkpoint, tmp_path):

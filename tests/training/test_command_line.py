@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import dataclass, field
+from typing import Literal
 
 import pytest
 
@@ -11,6 +12,7 @@ from training.command_line import run
 @dataclass
 class Arguments:
     folder: str = field()
+    size: Literal["small", "large"] = "small"
 
 
 def fail(args: Arguments) -> None:
@@ -22,6 +24,8 @@ def fail(args: Arguments) -> None:
     [
         (["--folder", "x"], "error: no folder x\n"),
         (["--folder", "x", "--unknown", "1"], "--unknown"),
+        ([], "required: --folder"),
+        (["--folder", "x", "--size", "medium"], "invalid choice: 'medium'"),
     ],
 )
 def test_a_mistake_is_one_line(words, says, monkeypatch, capsys):

@@ -10,8 +10,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import HfArgumentParser
-
+from training.command_line import run
 from training.metrics.drivelm import score_drivelm
 from training.metrics.language import Tokenizer
 
@@ -38,4 +37,4 @@ def main(args: MetricsArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(HfArgumentParser(MetricsArguments).parse_args_into_dataclasses()[0])
+    run(main, MetricsArguments)

@@ -116,6 +116,7 @@ def test_figures_follow_from_predictions(tmp_path):
     assert both["smoldriver_minus"]["smolvlm"]["perception"]["estimate"] == pytest.approx(1 / 2)
     assert "no-transfer" in both["models"] and "no-transfer" not in both["smoldriver_minus"]  # no seed in common
     text = tables.toyworld({**report, "command": "python -m benchmarks.toyworld"})
+    assert "best answer per template % | black images % | other scene's images %" in text
     assert "moved around among the six | 33.3 | -66.7 [" in text
     assert "| **SmolDriver** | 96 | 83.3 (100.0 66.7) |" in text and "+50.0 [" in text
 
