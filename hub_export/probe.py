@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 OWN_PACKAGES = {"smoldriver_hf", "training", "hub_export", "benchmarks"}
+TRUST = {"trust_remote_code": True}
 TOLERANCE = 1e-5  # of fp32 logits against the source's, relative to the largest where that is above 1
 
 
@@ -31,132 +32,146 @@ def no_network(event, args):
         raise OSError(f"{event}: an exported folder must load without network")
 
 
-def main(folder: str, reference_file: str, report_file: str) -> None:
-    sys.meta_path.insert(0, NoOwnPackages())
-    sys.addaudithook(no_network)
-    for package in OWN_PACKAGES:
-        try:
-            __import__(package)
-        except ModuleNotFoundError:
-            continue
-        raise RuntimeError(f"{package} is importable")
+def expect(condition: bool, message: str) -> None:
+    if not condition:
+        raise RuntimeError(message)
 
-    import bitsandbytes  # noqa: F401  # told now rather than after minutes; the NF4 check needs it
-    import numpy as np
-    import torch
-    import transformers
-    from PIL import Image
-    from safetensors import safe_open
-    from transformers import (
-        AutoConfig,
-        AutoImageProcessor,
-        AutoModel,
-        AutoModelForImageTextToText,
-        AutoProcessor,
-        BitsAndBytesConfig,
-        pipeline,
-    )
 
-    torch.manual_seed(0)
-    report = open(report_file, "a", encoding="utf-8")  # noqa: SIM115  # closed with the process
+def expect_close(name: str, got, wanted) -> float:
+    """Compare tensors with the source's; returns the largest difference."""
+    expect(got.shape == wanted.shape, f"{name}: shape {tuple(got.shape)} where the source has {tuple(wanted.shape)}")
+    difference = (got.float() - wanted.float()).abs().max().item()
+    limit = TOLERANCE * max(1.0, wanted.abs().max().item())
+    expect(difference <= limit, f"{name} differ from the source's by {difference:.3g}; allowed are {limit:.3g}")
+    return difference
 
-    def passed(check: str, **figures) -> None:
-        report.write(json.dumps({"check": check, **figures}) + "\n")
-        report.flush()
 
-    with safe_open(reference_file, "pt") as file:
-        settings = json.loads(file.metadata()["settings"])
-        reference = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
-    trust = {"trust_remote_code": True}
+class Probe:
+    """The checks, each a method; they import inside, as nothing may be imported before `main` has shut the doors."""
 
-    def expect(condition: bool, message: str) -> None:
-        if not condition:
-            raise RuntimeError(message)
+    def __init__(self, folder: str, reference_file: str, report_file: str):
+        from safetensors import safe_open
 
-    def expect_close(name: str, got, wanted) -> float:
-        expect(
-            got.shape == wanted.shape, f"{name}: shape {tuple(got.shape)} where the source has {tuple(wanted.shape)}"
-        )
-        difference = (got.float() - wanted.float()).abs().max().item()
-        limit = TOLERANCE * max(1.0, wanted.abs().max().item())
-        expect(difference <= limit, f"{name} differ from the source's by {difference:.3g}; allowed are {limit:.3g}")
-        return difference
+        self.folder = folder
+        self.report = open(report_file, "a", encoding="utf-8")  # noqa: SIM115  # closed with the process
+        with safe_open(reference_file, "pt") as file:
+            self.settings = json.loads(file.metadata()["settings"])
+            self.reference = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+        self.tokens = {"max_new_tokens": self.settings["new_tokens"], "do_sample": False}
 
-    try:
-        AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except ValueError as error:
-        expect("trust_remote_code" in str(error), f"refused for another reason than missing trust: {error}")
-    else:
-        raise RuntimeError("loaded without trust_remote_code=True")
-    passed("refused without trust_remote_code")
+    def passed(self, check: str, **figures) -> None:
+        self.report.write(json.dumps({"check": check, **figures}) + "\n")
+        self.report.flush()
 
-    config = AutoConfig.from_pretrained(folder, **trust)
-    expected = {"AutoConfig", "AutoModel", "AutoModelForImageTextToText", "AutoProcessor", "AutoImageProcessor"}
-    expect(set(config.auto_map) == expected, f"auto_map has {sorted(config.auto_map)}; expected {sorted(expected)}")
-    AutoImageProcessor.from_pretrained(folder, **trust)
-    processor = AutoProcessor.from_pretrained(folder, **trust)
-    images = {camera: Image.fromarray(reference[f"image.{camera}"].numpy()) for camera in processor.cameras}
-    inputs = processor(images=images, text=settings["question"], return_tensors="pt")
-    for name in ("input_ids", "attention_mask", "camera_ids"):
-        expect(torch.equal(inputs[name], reference[name]), f"the processor's {name} differ from the source's")
-    expect_close("pixel_values", inputs["pixel_values"], reference["pixel_values"])
-    passed("AutoConfig, AutoImageProcessor and AutoProcessor")
-
-    def load(auto_class, path=folder, **kwargs):
-        model, info = auto_class.from_pretrained(path, output_loading_info=True, **trust, **kwargs)
+    def load(self, auto_class, path=None, **kwargs):
+        """A model of the folder's own code, with every weight in its place."""
+        model, info = auto_class.from_pretrained(path or self.folder, output_loading_info=True, **TRUST, **kwargs)
         for problem in ("missing_keys", "mismatched_keys", "unexpected_keys"):
             found = sorted(str(key) for key in info[problem])
             # The base model rightly has no place for the head.
-            found = [key for key in found if not (auto_class is AutoModel and key.startswith("lm_head"))]
+            found = [key for key in found if not (auto_class.__name__ == "AutoModel" and key.startswith("lm_head"))]
             expect(not found, f"{auto_class.__name__}: {problem} {found[:3]} ({len(found)} in all)")
         expect("transformers_modules" in type(model).__module__, f"{type(model)} did not come from the folder")
         return model.eval()
 
-    with torch.no_grad():
-        base = load(AutoModel, dtype=torch.float32)
+    def trust_is_asked_for(self) -> None:
+        from transformers import AutoConfig
+
+        try:
+            AutoConfig.from_pretrained(self.folder, trust_remote_code=False)
+        except ValueError as error:
+            expect("trust_remote_code" in str(error), f"refused for another reason than missing trust: {error}")
+        else:
+            raise RuntimeError("loaded without trust_remote_code=True")
+        self.passed("refused without trust_remote_code")
+
+    def processor_is_the_sources(self) -> None:
+        import torch
+        from PIL import Image
+        from transformers import AutoConfig, AutoImageProcessor, AutoProcessor
+
+        config = AutoConfig.from_pretrained(self.folder, **TRUST)
+        expected = {"AutoConfig", "AutoModel", "AutoModelForImageTextToText", "AutoProcessor", "AutoImageProcessor"}
+        expect(
+            set(config.auto_map) == expected, f"auto_map has {sorted(config.auto_map)}; expected {sorted(expected)}"
+        )
+        AutoImageProcessor.from_pretrained(self.folder, **TRUST)
+        self.processor = AutoProcessor.from_pretrained(self.folder, **TRUST)
+        self.images = {
+            camera: Image.fromarray(self.reference[f"image.{camera}"].numpy()) for camera in self.processor.cameras
+        }
+        self.inputs = self.processor(images=self.images, text=self.settings["question"], return_tensors="pt")
+        for name in ("input_ids", "attention_mask", "camera_ids"):
+            expect(
+                torch.equal(self.inputs[name], self.reference[name]),
+                f"the processor's {name} differ from the source's",
+            )
+        expect_close("pixel_values", self.inputs["pixel_values"], self.reference["pixel_values"])
+        self.passed("AutoConfig, AutoImageProcessor and AutoProcessor")
+
+    def hidden_states_are_the_sources(self) -> None:
+        import torch
+        from transformers import AutoModel
+
+        base = self.load(AutoModel, dtype=torch.float32)
         expect(not hasattr(base, "lm_head"), "AutoModel must load the model without its head")
-        difference = expect_close("hidden states", base(**inputs).last_hidden_state[:, -4:], reference["hidden"])
-        passed("AutoModel", max_difference=difference)
-        del base
+        hidden = base(**self.inputs).last_hidden_state[:, -4:]
+        self.passed("AutoModel", max_difference=expect_close("hidden states", hidden, self.reference["hidden"]))
 
-        model = load(AutoModelForImageTextToText, dtype=torch.float32)
-        difference = expect_close("logits", model(**inputs).logits[:, -4:], reference["logits"])
-        passed("AutoModelForImageTextToText, fp32 logits", max_difference=difference)
+    def answers_are_the_sources(self) -> None:
+        import torch
+        from transformers import AutoModelForImageTextToText
 
-        tokens = {"max_new_tokens": settings["new_tokens"], "do_sample": False}
-        generated = model.generate(**inputs, **tokens)
-        expect(torch.equal(generated, reference["generated"]), "generate gives other tokens than the source")
-        answer = processor.decode(generated[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        passed("generate", new_tokens=generated.shape[1] - inputs["input_ids"].shape[1])
+        self.model = self.load(AutoModelForImageTextToText, dtype=torch.float32)
+        difference = expect_close("logits", self.model(**self.inputs).logits[:, -4:], self.reference["logits"])
+        self.passed("AutoModelForImageTextToText, fp32 logits", max_difference=difference)
+        generated = self.model.generate(**self.inputs, **self.tokens)
+        expect(torch.equal(generated, self.reference["generated"]), "generate gives other tokens than the source")
+        new = generated[0, self.inputs["input_ids"].shape[1] :]
+        self.answer = self.processor.decode(new, skip_special_tokens=True)
+        self.passed("generate", new_tokens=len(new))
 
-        pipe = pipeline("image-text-to-text", model=folder, dtype=torch.float32, device="cpu", **trust)
-        parts = [{"type": "image", "camera": camera, "image": image} for camera, image in images.items()]
-        message = {"role": "user", "content": [*parts, {"type": "text", "text": settings["question"]}]}
-        output = pipe(text=[message], return_full_text=False, generate_kwargs=tokens)
+    def pipeline_answers_alike(self) -> None:
+        import torch
+        from transformers import pipeline
+
+        pipe = pipeline("image-text-to-text", model=self.folder, dtype=torch.float32, device="cpu", **TRUST)
+        parts = [{"type": "image", "camera": camera, "image": image} for camera, image in self.images.items()]
+        message = {"role": "user", "content": [*parts, {"type": "text", "text": self.settings["question"]}]}
+        output = pipe(text=[message], return_full_text=False, generate_kwargs=self.tokens)
         said = output[0]["generated_text"]
-        expect(said == answer, f"pipeline answers {said!r} where generate answers {answer!r}")
-        passed("pipeline")
-        del pipe
+        expect(said == self.answer, f"pipeline answers {said!r} where generate answers {self.answer!r}")
+        self.passed("pipeline")
+
+    def saves_and_loads_again(self) -> None:
+        import torch
+        from transformers import AutoModelForImageTextToText, AutoProcessor
 
         with tempfile.TemporaryDirectory() as resaved:
-            model.save_pretrained(resaved)
-            processor.save_pretrained(resaved)
-            del model
-            again = load(AutoModelForImageTextToText, resaved, dtype=torch.float32)
-            inputs_again = AutoProcessor.from_pretrained(resaved, **trust)(
-                images=images, text=settings["question"], return_tensors="pt"
-            )
-            difference = expect_close("re-saved logits", again(**inputs_again).logits[:, -4:], reference["logits"])
-            passed("saved again and reloaded", max_difference=difference)
-            del again
+            self.model.save_pretrained(resaved)
+            self.processor.save_pretrained(resaved)
+            del self.model
+            again = self.load(AutoModelForImageTextToText, resaved, dtype=torch.float32)
+            processor = AutoProcessor.from_pretrained(resaved, **TRUST)
+            inputs = processor(images=self.images, text=self.settings["question"], return_tensors="pt")
+            difference = expect_close("re-saved logits", again(**inputs).logits[:, -4:], self.reference["logits"])
+        self.passed("saved again and reloaded", max_difference=difference)
 
-        half = load(AutoModelForImageTextToText, dtype=torch.bfloat16)
+    def works_in_half_precision(self) -> None:
+        import torch
+        from transformers import AutoModelForImageTextToText
+
+        half = self.load(AutoModelForImageTextToText, dtype=torch.bfloat16)
         expect({parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}, "not all weights are bf16")
-        logits = half(**inputs).logits
+        logits = half(**self.inputs).logits
         expect(bool(logits.isfinite().all()), "bf16 logits are not finite")
-        half.generate(**inputs, **tokens)
-        passed("bf16", top_token_agrees=bool((logits[:, -1].argmax() == reference["logits"][:, -1].argmax()).item()))
-        del half
+        half.generate(**self.inputs, **self.tokens)
+        agrees = (logits[:, -1].argmax() == self.reference["logits"][:, -1].argmax()).item()
+        self.passed("bf16", top_token_agrees=bool(agrees))
+
+    def works_in_four_bits(self) -> None:
+        import torch
+        from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
         quantization = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -166,21 +181,47 @@ def main(folder: str, reference_file: str, report_file: str) -> None:
             llm_int8_skip_modules=["lm_head", "model.vision_tower", "model.multi_modal_projector"],
         )
         small = AutoModelForImageTextToText.from_pretrained(
-            folder, quantization_config=quantization, dtype=torch.bfloat16, device_map="cpu", **trust
+            self.folder, quantization_config=quantization, dtype=torch.bfloat16, device_map="cpu", **TRUST
         )
         quantized = sum(type(module).__name__ == "Linear4bit" for module in small.modules())
         expect(quantized > 0, "no layer was quantised")
-        expect(bool(small(**inputs).logits.isfinite().all()), "NF4 logits are not finite")
-        small.generate(**inputs, **tokens)
-        passed("NF4", quantized_layers=quantized)
+        expect(bool(small(**self.inputs).logits.isfinite().all()), "NF4 logits are not finite")
+        small.generate(**self.inputs, **self.tokens)
+        self.passed("NF4", quantized_layers=quantized)
 
-    versions = {
-        "python": sys.version.split()[0],
-        "transformers": transformers.__version__,
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-    }
-    passed("complete", **versions)
+
+def shut_the_doors() -> None:
+    """From here on the project's packages do not exist and no socket opens."""
+    sys.meta_path.insert(0, NoOwnPackages())
+    sys.addaudithook(no_network)
+    for package in OWN_PACKAGES:
+        try:
+            __import__(package)
+        except ModuleNotFoundError:
+            continue
+        raise RuntimeError(f"{package} is importable")
+
+
+def main(folder: str, reference_file: str, report_file: str) -> None:
+    shut_the_doors()
+    import bitsandbytes  # noqa: F401  # told now rather than after minutes; the NF4 check needs it
+    import numpy as np
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    probe = Probe(folder, reference_file, report_file)
+    with torch.no_grad():
+        probe.trust_is_asked_for()
+        probe.processor_is_the_sources()
+        probe.hidden_states_are_the_sources()
+        probe.answers_are_the_sources()
+        probe.pipeline_answers_alike()
+        probe.saves_and_loads_again()
+        probe.works_in_half_precision()
+        probe.works_in_four_bits()
+    versions = {module.__name__: module.__version__ for module in (transformers, torch, np)}
+    probe.passed("complete", python=sys.version.split()[0], **versions)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,6 @@ LONG_FILES = {
     "training/toyworld/questions.py": "waits for its cut",
 }
 LONG_FUNCTIONS = {
-    "hub_export/probe.py main": "runs alone, from top to bottom, where no other file of the project exists",
     "training/assemble.py assemble": "waits for its cut",
     "training/evaluate.py main": "waits for its cut",
     "training/evaluation/answering.py load_answerer": "waits for its cut",
@@ -48,7 +47,6 @@ LONG_FUNCTIONS = {
     "training/toyworld/nuscenes_tables.py _fixed_tables": "a list of nuScenes' constant records, one after the other",
     "training/toyworld/smolvlm.py build": "waits for its cut",
     "training/transfer.py main": "waits for its cut",
-    "benchmarks/speed/report.py table": "waits for its cut",
 }
 # Modules without a test file of their name in the mirrored place, and where they are tested.
 TESTED_IN = {

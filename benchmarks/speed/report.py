@@ -98,13 +98,27 @@ def growth_exponents(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """The whole report as Markdown."""
-    settings, machine = results["settings"], results["machine"]
-    counts = settings["question_counts"]
+    """The whole report as Markdown: the parts of what was measured."""
     out = ["# Speed", ""]
-    if settings["quick"]:
+    if results["settings"]["quick"]:
         out += ["**Tiny models: this shows that the benchmark runs, and nothing about speed.**", ""]
-    out += [
+    out += _conditions(results)
+    for name, part in (
+        ("variants", _variants),
+        ("variants", _ratios),
+        ("flops", _counted),
+        ("precision", _presets),
+        ("memory", _peaks),
+        ("growth", _growth),
+    ):
+        if results[name]:
+            out += part(results)
+    return "\n".join(out)
+
+
+def _conditions(results: dict[str, Any]) -> list[str]:
+    settings, machine = results["settings"], results["machine"]
+    out = [
         f"{settings['dtype'].removeprefix('torch.')}, {settings['threads']} threads, medians of {settings['rounds']} "
         f"interleaved rounds (tiles: one), {settings['new_tokens']} tokens an answer, {settings['batch_size']} rows; "
         f"torch {machine['torch']}, transformers {machine['transformers']}. Six 1600×900 JPEGs. Random weights with "
@@ -118,80 +132,93 @@ def table(results: dict[str, Any]) -> str:
             f"{rates['bandwidth'] / 1e9:.1f} GB/s read.",
             "",
         ]
-    if results["variants"]:
-        fractions = limits(results)
-        header = ["", "visual tokens", "preprocess s", "vision s", "prefill s", "first token s", "answer s"]
-        header += [f"questions/s at {count}" for count in counts]
-        header += ["GFLOP a question", "peak MiB", "× limit: encode", "× limit: token", "× limit: batch of tokens"]
-        rows = []
-        for name, samples in results["variants"].items():
-            seconds, cost = summary(samples), results["flops"].get(name, {})
-            peaks = results["memory"].get(name, {})
-            row = [name, str(cost.get("visual_tokens", ""))]
-            row += [_number(seconds[key]) for key in ("preprocess", "vision", "prefill", "first_token", "answer")]
-            row += [_number(count / seconds[f"questions_{count}"]) for count in counts]
-            row += [_number(cost["per_question"] / 1e9) if cost else "", _number(max(peaks.values(), default=None))]
-            row += [_number(fractions.get(name, {}).get(key)) for key in ("encode", "step", "batch_step")]
-            rows.append(row)
-        out += _lines(header, rows)
-        out += [
-            "",
-            "SmolVLM is asked one question after another with `generate`, as it comes; its time for many questions is "
-            "that of one, images decoded once. SmolDriver encodes the scene once and asks all. GFLOP a question: at "
-            "91 questions a scene. × limit: measured time over what the rates above allow.",
-            "",
-        ]
+    return out
+
+
+def _variants(results: dict[str, Any]) -> list[str]:
+    counts, fractions = results["settings"]["question_counts"], limits(results)
+    header = ["", "visual tokens", "preprocess s", "vision s", "prefill s", "first token s", "answer s"]
+    header += [f"questions/s at {count}" for count in counts]
+    header += ["GFLOP a question", "peak MiB", "× limit: encode", "× limit: token", "× limit: batch of tokens"]
+    rows = []
+    for name, samples in results["variants"].items():
+        seconds, cost = summary(samples), results["flops"].get(name, {})
+        peaks = results["memory"].get(name, {})
+        row = [name, str(cost.get("visual_tokens", ""))]
+        row += [_number(seconds[key]) for key in ("preprocess", "vision", "prefill", "first_token", "answer")]
+        row += [_number(count / seconds[f"questions_{count}"]) for count in counts]
+        row += [_number(cost["per_question"] / 1e9) if cost else "", _number(max(peaks.values(), default=None))]
+        row += [_number(fractions.get(name, {}).get(key)) for key in ("encode", "step", "batch_step")]
+        rows.append(row)
+    return [
+        *_lines(header, rows),
+        "",
+        "SmolVLM is asked one question after another with `generate`, as it comes; its time for many questions is "
+        "that of one, images decoded once. SmolDriver encodes the scene once and asks all. GFLOP a question: at "
+        "91 questions a scene. × limit: measured time over what the rates above allow.",
+        "",
+    ]
+
+
+def _ratios(results: dict[str, Any]) -> list[str]:
     found = ratios(results)
-    if found:
-        out += [f"`{HEADLINE}` is faster by:", ""]
-        out += _lines(["factor", "×"], [[name, _number(value)] for name, value in found.items()]) + [""]
+    if not found:
+        return []
+    rows = [[name, _number(value)] for name, value in found.items()]
+    return [f"`{HEADLINE}` is faster by:", "", *_lines(["factor", "×"], rows), ""]
+
+
+def _counted(results: dict[str, Any]) -> list[str]:
     large = {name: cost for name, cost in results["flops"].items() if name.startswith("2.2B")}
-    if large:
-        out += ["SmolVLM2-2.2B's dimensions, counted, not run:", ""]
-        rows = [
-            [
-                name,
-                str(cost["visual_tokens"]),
-                *(_number(cost[key] / 1e9) for key in ("vision", "prefill", "per_question")),
-            ]
-            for name, cost in large.items()
-        ]
-        out += _lines(["", "visual tokens", "GFLOP vision", "GFLOP prefill", "GFLOP a question"], rows) + [""]
-    if results["precision"]:
-        out += [f"Presets (`{HEADLINE}`):", ""]
-        accuracy: dict[str, Any] = {}
-        for judged in results.get("precision_accuracy", {}).values():
-            accuracy = judged
-        rows = []
-        for name, samples in results["precision"].items():
-            seconds, exact = summary(samples), accuracy.get(name, {})
-            row = [name, *(_number(seconds[key] * 1e3) for key in ("encode", "step", "batch_step"))]
-            row += [_number(counts[-1] / seconds[f"questions_{counts[-1]}"])]
-            rows.append([*row, _number(exact.get("mean_kl_nats")), _number(exact.get("same_first_token"))])
-        header = ["", "encode ms", "token ms", f"tokens of {settings['batch_size']} rows ms"]
-        header += [f"questions/s at {counts[-1]}", "KL to fp32, nats", "same first token"]
-        out += _lines(header, rows)
-        out += [
-            "",
-            f"Accuracy judged on: {', '.join(results.get('precision_accuracy', {}))} (the last one is shown).",
-            "",
-        ]
-    if results["memory"]:
-        out += ["Peak MiB of a fresh process, by number of questions:", ""]
-        rows = [
-            [name, ", ".join(f"{count}: {peak:,.0f}" for count, peak in peaks.items())]
-            for name, peaks in results["memory"].items()
-        ]
-        out += _lines(["", "questions: MiB"], rows) + [""]
+    if not large:
+        return []
+    keys = ("vision", "prefill", "per_question")
+    rows = [
+        [name, str(cost["visual_tokens"]), *(_number(cost[key] / 1e9) for key in keys)] for name, cost in large.items()
+    ]
+    header = ["", "visual tokens", "GFLOP vision", "GFLOP prefill", "GFLOP a question"]
+    return ["SmolVLM2-2.2B's dimensions, counted, not run:", "", *_lines(header, rows), ""]
+
+
+def _presets(results: dict[str, Any]) -> list[str]:
+    settings, judged = results["settings"], results.get("precision_accuracy", {})
+    most = settings["question_counts"][-1]
+    accuracy: dict[str, Any] = list(judged.values())[-1] if judged else {}
+    rows = []
+    for name, samples in results["precision"].items():
+        seconds, exact = summary(samples), accuracy.get(name, {})
+        row = [name, *(_number(seconds[key] * 1e3) for key in ("encode", "step", "batch_step"))]
+        row += [_number(most / seconds[f"questions_{most}"])]
+        rows.append([*row, _number(exact.get("mean_kl_nats")), _number(exact.get("same_first_token"))])
+    header = ["", "encode ms", "token ms", f"tokens of {settings['batch_size']} rows ms"]
+    header += [f"questions/s at {most}", "KL to fp32, nats", "same first token"]
+    return [
+        *(f"Presets (`{HEADLINE}`):", ""),
+        *_lines(header, rows),
+        "",
+        f"Accuracy judged on: {', '.join(judged)} (the last one is shown).",
+        "",
+    ]
+
+
+def _peaks(results: dict[str, Any]) -> list[str]:
+    rows = [
+        [name, ", ".join(f"{count}: {peak:,.0f}" for count, peak in peaks.items())]
+        for name, peaks in results["memory"].items()
+    ]
+    return ["Peak MiB of a fresh process, by number of questions:", "", *_lines(["", "questions: MiB"], rows), ""]
+
+
+def _growth(results: dict[str, Any]) -> list[str]:
     curves = growth_exponents(results)
-    if curves:
-        out += ["Growth (seconds ≈ c · x^k):", ""]
-        rows = [
-            [axis, f"{curve['x'][0]}…{curve['x'][-1]}", _number(curve["exponent"]), _number(curve["exponent_of_last"])]
-            for axis, curve in curves.items()
-        ]
-        out += _lines(["", "range", "k", "k of the last three points"], rows) + [""]
-    return "\n".join(out)
+    if not curves:
+        return []
+    rows = [
+        [axis, f"{curve['x'][0]}…{curve['x'][-1]}", _number(curve["exponent"]), _number(curve["exponent_of_last"])]
+        for axis, curve in curves.items()
+    ]
+    header = ["", "range", "k", "k of the last three points"]
+    return ["Growth (seconds ≈ c · x^k):", "", *_lines(header, rows), ""]
 
 
 def write_table(results: dict[str, Any], path: Path) -> str:
