@@ -18,28 +18,25 @@ camera they are of.
 import json
 import math
 import re
-import shlex
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-import transformers
 from sklearn.metrics import roc_auc_score
 from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 from trl import TrlParser
 
-from smoldriver_hf import CAMERAS
 from smoldriver_hf.loading_smoldriver import load_strictly
-from training.assemble import save_whole
+from training.checkpoints.folders import save_whole
+from training.command_line import run
 from training.data.questions import STATUSES, plural
-from training.data.rows import Rows, load_rows
-from training.learning.callbacks import JsonlCallback, ProgressBar
+from training.data.rows import EXTRA_VIEWS, Rows, load_rows
+from training.learning.callbacks import JsonlCallback, started_note
+from training.learning.checks import is_finished
 from training.learning.features import FeatureCache
 from training.learning.smolvlm import build_features, load_processor
 from training.learning.trainer import WholeCheckpoints, last_checkpoint
@@ -187,14 +184,14 @@ def main(args: AlignArguments, config: TrainingArguments) -> Path:
     """Align; returns the folder of the final checkpoint."""
     output_dir = Path(config.output_dir)
     final = output_dir / "final"
-    if (final / "config.json").exists():
-        print(f"{final} is there already: nothing to do")
+    rows = load_rows(args.data, args.split)
+    if is_finished(final, args, config, rows):
         return final
+    note = started_note("align", args, config, rows, [args.checkpoint])
     set_seed(config.seed)
     config.remove_unused_columns = False
     model = load_strictly(args.checkpoint, dtype=torch.float32)
-    processor = load_processor(args.checkpoint, list(CAMERAS), False, None)
-    rows = load_rows(args.data, args.split)
+    processor = load_processor(args.checkpoint, [view for view in rows.cameras if view not in EXTRA_VIEWS])
     pictures = listed_pictures(rows)
     held_out_scenes = set(sorted({picture.scene for picture in pictures})[::HELD_OUT])
     train = [picture for picture in pictures if picture.scene not in held_out_scenes]
@@ -211,25 +208,20 @@ def main(args: AlignArguments, config: TrainingArguments) -> Path:
         args=config,
         data_collator=collate,
         train_dataset=train,  # type: ignore[arg-type]
-        callbacks=[JsonlCallback(output_dir / "metrics.jsonl"), ProgressBar()],
+        callbacks=[JsonlCallback(output_dir / "metrics.jsonl")],
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(output_dir))
     unseen = collate(held_out)
     with torch.no_grad():
         logits = trainer.model(**unseen)["logits"]
     as_long_as_words(model.model.connector, collate(train[:SCALED_ON])["features"].float(), embeddings)
-    notes: dict[str, Any] = {
-        "command": "python -m training.align " + shlex.join(sys.argv[1:]),
-        "arguments": asdict(args),
-        "seed": config.seed,
+    note |= {
         "steps": trainer.state.global_step,
-        "split_hash": rows.split_hash,
         "words": list(words),
         "held_out": {"pictures": len(held_out), "area_under_curve": area_under_curve(logits, unseen["labels"])},
-        "versions": {module.__name__: module.__version__ for module in (torch, transformers)},
     }
-    save_whole(final, model.to(torch.bfloat16 if config.bf16 else torch.float32), processor, notes={"align": notes})
-    print(json.dumps({"output_dir": str(output_dir), "steps": notes["steps"], **notes["held_out"]}))
+    save_whole(final, model.to(torch.bfloat16 if config.bf16 else torch.float32), processor, note=note)
+    print(json.dumps({"output_dir": str(output_dir), "steps": note["steps"], **note["held_out"]}))
     return final
 
 
@@ -242,4 +234,4 @@ def batch_of(features: FeatureCache, words: list[str], pictures: list[Picture]) 
 
 
 if __name__ == "__main__":
-    main(*TrlParser((AlignArguments, TrainingArguments)).parse_args_and_config())
+    run(main, AlignArguments, TrainingArguments, parser=TrlParser)

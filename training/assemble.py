@@ -17,22 +17,18 @@ Every weight of a part must arrive: a key that is missing or that nobody expects
 from random values, drawn with `--seed`.
 """
 
-import json
-import os
-import shutil
-import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-import transformers
 from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     GenerationConfig,
-    HfArgumentParser,
     PreTrainedConfig,
     set_seed,
 )
@@ -48,7 +44,10 @@ from smoldriver_hf import (
 )
 from smoldriver_hf.loading_smoldriver import load_strictly
 from smoldriver_hf.tower_smoldriver import drop_untrained
-from training.checkpoints.offline_parts import fetch_dinov2_small, fetch_smollm2_135m
+from training.checkpoints.folders import dtype_named, is_saved, save_whole
+from training.checkpoints.offline_parts import OFFLINE_TEXT, OFFLINE_VISION, fetch_dinov2_small, fetch_smollm2_135m
+from training.command_line import run
+from training.files import make_note
 from training.stages import Stage
 
 IMAGE_TOKEN = "<image>"
@@ -167,12 +166,17 @@ def projector_config_for(vision_config, embeddings: torch.Tensor, smolvlm_config
     )
 
 
-def assemble(args: AssembleArguments) -> tuple[SmolDriverForConditionalGeneration, SmolDriverProcessor]:
-    """Build model and processor from the parts that `args` names."""
+def names_of_parts(args: AssembleArguments) -> tuple[str, str | None]:
+    """What the tower comes from, and the language model unless that is SmolVLM's; fetches offline parts.
+
+    Raises:
+        ValueError: parts that are not named, or contradict each other.
+    """
     if args.smolvlm and args.text:
         raise ValueError("--smolvlm brings its own language model; leave out --text")
     if args.connector == "pixel_shuffle" and not args.smolvlm:
         raise ValueError("connector pixel_shuffle takes SmolVLM's own connector: name a checkpoint with --smolvlm")
+    dtype_named(args.dtype)
     vision = args.vision or (str(fetch_dinov2_small()) if args.offline else None)
     text = args.text or (str(fetch_smollm2_135m()) if args.offline and not args.smolvlm else None)
     if not args.smolvlm and not (vision and text):
@@ -180,36 +184,29 @@ def assemble(args: AssembleArguments) -> tuple[SmolDriverForConditionalGeneratio
     vision = vision or str(args.smolvlm)  # without another one SmolVLM keeps its own tower
     if args.vision_layers and vision == args.smolvlm:
         raise ValueError("vision_layers shortens another encoder, not SmolVLM's own: name one with --vision")
+    return vision, text
 
-    if args.smolvlm:
-        source = load_strictly(args.smolvlm, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(args.smolvlm)
-        image_token_id = with_image_token(tokenizer, source)
-        text_config, smolvlm_config = source.config.text_config, source.config
-    else:
-        source = load_strictly(str(text), AutoModelForCausalLM, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(str(text))
-        image_token_id = with_image_token(tokenizer, source)
-        text_config, smolvlm_config = source.config, None
-    if source.get_output_embeddings().bias is not None:
-        raise ValueError(f"{text or args.smolvlm}: a head with a bias is not supported")
 
-    vision_config, pixel_settings = vision_settings(vision, args.vision_layers)
+def offline_sentences(args: AssembleArguments) -> list[str]:
+    """What a card must say of the parts that came from wheels."""
+    vision, text = not args.vision, not args.text and not args.smolvlm
+    return ([OFFLINE_VISION] if args.offline and vision else []) + ([OFFLINE_TEXT] if args.offline and text else [])
+
+
+def config_for(args: AssembleArguments, vision_config: Any, source: Any, image_token_id: int) -> SmolDriverConfig:
+    """The architecture; `source` is the SmolVLM or language model that the rest comes from."""
+    smolvlm_config = source.config if args.connector == "pixel_shuffle" else None
     max_queries = args.max_queries
-    if args.connector == "pixel_shuffle":
-        teacher = smolvlm_config.vision_config
-        max_queries = (teacher.image_size // teacher.patch_size) ** 2
+    if smolvlm_config is not None:
+        own_vision = smolvlm_config.vision_config
+        max_queries = (own_vision.image_size // own_vision.patch_size) ** 2
     image_size = args.image_size
     if image_size is None and args.offline and not args.vision:
         image_size = OFFLINE_IMAGE_SIZE
-    config = SmolDriverConfig(
+    return SmolDriverConfig(
         vision_config=vision_config,
-        projector_config=projector_config_for(
-            vision_config,
-            source.get_input_embeddings().weight,
-            smolvlm_config if args.connector == "pixel_shuffle" else None,
-        ),
-        text_config=text_config,
+        projector_config=projector_config_for(vision_config, source.get_input_embeddings().weight, smolvlm_config),
+        text_config=source.config.text_config if args.smolvlm else source.config,
         cameras=args.cameras,
         max_queries=max_queries,
         num_queries=args.num_queries,
@@ -220,28 +217,28 @@ def assemble(args: AssembleArguments) -> tuple[SmolDriverForConditionalGeneratio
         tie_word_embeddings=source.config.tie_word_embeddings,
     )
 
-    set_seed(args.seed)
-    model = SmolDriverForConditionalGeneration(config)
+
+def weights_of(args: AssembleArguments, source: Any, vision: str, vision_config: Any) -> dict[str, torch.Tensor]:
+    """Everything but the projector's new weights, under SmolDriver's names."""
+    own_tower = vision == args.smolvlm
     if args.smolvlm:
-        drop: tuple[str, ...] = () if vision == args.smolvlm else ("model.vision_model.",)
+        drop: tuple[str, ...] = () if own_tower else ("model.vision_model.",)
         drop += () if args.connector == "pixel_shuffle" else ("model.connector.modality_projection.",)
         weights = map_smolvlm(source.state_dict(), drop)
     else:
         weights = {f"model.language_model.{key}": value for key, value in source.base_model.state_dict().items()}
         weights["lm_head.weight"] = source.get_output_embeddings().weight
-    if vision != args.smolvlm:
-        tower = load_tower(vision, config.vision_config, args.vision_layers)
-        weights |= {f"model.vision_tower.{key}": value for key, value in tower.state_dict().items()}
-    missing, unexpected = model.load_state_dict(weights, strict=False)
-    left = [key for key in missing if not key.startswith("model.multi_modal_projector.")]
-    if left or unexpected:
-        raise ValueError(f"parts and architecture do not fit: nothing for {left[:3]}, no place for {unexpected[:3]}")
-    model.tie_weights()
-    model.to(getattr(torch, args.dtype))
+    if own_tower:
+        return weights
+    tower = load_tower(vision, vision_config, args.vision_layers)
+    return weights | {f"model.vision_tower.{key}": value for key, value in tower.state_dict().items()}
 
+
+def processor_for(config: SmolDriverConfig, tokenizer: Any, pixel_settings: dict[str, Any]) -> SmolDriverProcessor:
+    """The processor that shows a model of this configuration its images."""
     tokenizer.padding_side = "left"
     size = config.image_size if isinstance(config.image_size, list) else [config.image_size, config.image_size]
-    processor = SmolDriverProcessor(
+    return SmolDriverProcessor(
         SmolDriverImageProcessor(size={"height": size[0], "width": size[1]}, **pixel_settings),
         tokenizer,
         cameras=config.cameras,
@@ -250,8 +247,6 @@ def assemble(args: AssembleArguments) -> tuple[SmolDriverForConditionalGeneratio
         queries_per_token=config.queries_per_token,
         image_token=IMAGE_TOKEN,
     )
-    model.generation_config = generation_config_for(tokenizer)
-    return model, processor
 
 
 def generation_config_for(tokenizer) -> GenerationConfig:
@@ -268,29 +263,33 @@ def generation_config_for(tokenizer) -> GenerationConfig:
     )
 
 
-def save_whole(output_dir: str | Path, *parts, notes: dict | None = None) -> Path:
-    """Save model, processor, … as one folder that appears complete or not at all.
-
-    Args:
-        notes: written beside them as `{name}.json` for each item.
+def assemble(args: AssembleArguments) -> tuple[SmolDriverForConditionalGeneration, SmolDriverProcessor]:
+    """Build model and processor from the parts that `args` names.
 
     Raises:
-        ValueError: there is a checkpoint already.
+        ValueError: parts that contradict each other, that lack weights or that fit no SmolDriver.
     """
-    target = Path(output_dir)
-    if (target / "config.json").exists():
-        raise ValueError(f"{target} already holds a checkpoint; name another folder or remove it")
-    unfinished = target.with_name(target.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    for part in parts:
-        part.save_pretrained(unfinished)
-    for name, note in (notes or {}).items():
-        (unfinished / f"{name}.json").write_text(json.dumps(note, indent=2, sort_keys=True) + "\n")
-    if target.exists():
-        target.rmdir()  # only an empty folder may be replaced
-    os.replace(unfinished, target)
-    return target
+    vision, text = names_of_parts(args)
+    name, auto_class = (args.smolvlm, AutoModelForImageTextToText) if args.smolvlm else (text, AutoModelForCausalLM)
+    source = load_strictly(str(name), auto_class, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(str(name))
+    image_token_id = with_image_token(tokenizer, source)
+    if source.get_output_embeddings().bias is not None:
+        raise ValueError(f"{name}: a head with a bias is not supported")
+    vision_config, pixel_settings = vision_settings(vision, args.vision_layers)
+    config = config_for(args, vision_config, source, image_token_id)
+
+    set_seed(args.seed)
+    model = SmolDriverForConditionalGeneration(config)
+    weights = weights_of(args, source, vision, config.vision_config)
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    left = [key for key in missing if not key.startswith("model.multi_modal_projector.")]
+    if left or unexpected:
+        raise ValueError(f"parts and architecture do not fit: nothing for {left[:3]}, no place for {unexpected[:3]}")
+    model.tie_weights()
+    model.to(dtype_named(args.dtype))
+    model.generation_config = generation_config_for(tokenizer)
+    return model, processor_for(config, tokenizer, pixel_settings)
 
 
 STAGE = Stage(start="smolvlm", inputs=("smolvlm", "vision", "text"))
@@ -298,15 +297,12 @@ STAGE = Stage(start="smolvlm", inputs=("smolvlm", "vision", "text"))
 
 def main(args: AssembleArguments) -> Path:
     """Assemble and save; returns the checkpoint's folder."""
-    if (Path(args.output_dir) / "config.json").exists():
-        raise ValueError(f"{args.output_dir} already holds a checkpoint; name another folder or remove it")
+    if is_saved("assemble", args):
+        return Path(args.output_dir)
     model, processor = assemble(args)
-    notes = {
-        "command": "python -m training.assemble " + " ".join(sys.argv[1:]),
-        "arguments": asdict(args),
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-    }
-    folder = save_whole(args.output_dir, model, processor, notes={"assemble": notes})
+    sources = (args.smolvlm, args.vision, args.text)
+    note = make_note("assemble", args, made_from=sources, parts=offline_sentences(args))
+    folder = save_whole(args.output_dir, model, processor, note=note)
     count = sum(parameter.numel() for parameter in model.parameters())
     projector = sum(parameter.numel() for parameter in model.model.multi_modal_projector.parameters())
     print(f"{folder}: {count / 1e6:.1f} M parameters, {projector / 1e6:.1f} M of them in the projector (new)")
@@ -314,4 +310,4 @@ def main(args: AssembleArguments) -> Path:
 
 
 if __name__ == "__main__":
-    main(HfArgumentParser(AssembleArguments).parse_args_into_dataclasses()[0])
+    run(main, AssembleArguments)

@@ -13,10 +13,7 @@ baseline. `--blind text` leaves the images out, `--blind black` makes them black
 """
 
 import json
-import shlex
-import shutil
-import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,26 +21,25 @@ from typing import Any
 import datasets
 import peft
 import torch
-import transformers
 import trl
 from accelerate import DistributedType
 from datasets import Dataset
 from transformers import AutoConfig, AutoProcessor, PreTrainedModel, ProcessorMixin
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import SFTConfig, TrlParser
 
-from smoldriver_hf import CAMERAS
-from training.assemble import save_whole
-from training.data.rows import Rows, load_rows
+from training.checkpoints.folders import save_whole
+from training.command_line import run
+from training.data.rows import EXTRA_VIEWS, Rows, load_rows
+from training.files import remove
 from training.learning.ablations import ablate
-from training.learning.callbacks import JsonlCallback, ProgressBar, first_and_last, loss_curve
+from training.learning.callbacks import JsonlCallback, first_and_last, loss_curve, started_note
 from training.learning.checks import (
     check_arguments,
     check_data_cameras,
     check_examples,
-    check_same_run,
     check_sharding,
+    is_finished,
     is_sharded,
 )
 from training.learning.collate import DrawBudgetsByEpoch, PackedSceneCollator, SceneCollator, packed_mask_dtype
@@ -125,10 +121,9 @@ def main(args: FinetuneArguments, config: SFTConfig) -> Path:
     output_dir = Path(config.output_dir)
     result = output_dir / ("final" if args.merge or "lora" not in how_of(args).values() else "adapter")
     rows = load_rows(args.data, args.split)
-    check_same_run(asdict(args), config, rows, there=result.is_dir() or last_checkpoint(output_dir) is not None)
-    if result.is_dir():
-        print(f"{result} is there already: nothing to do")
+    if is_finished(result, args, config, rows):
         return result
+    note = started_note("finetune", args, config, rows, [args.checkpoint], versions=(trl, peft, datasets))
 
     model_type = AutoConfig.from_pretrained(args.checkpoint).model_type
     modules = modules_of(model_type)
@@ -154,11 +149,9 @@ def main(args: FinetuneArguments, config: SFTConfig) -> Path:
         eval_dataset=held_out,
         processing_class=processor,
         peft_config=lora_config(args, modules),
-        callbacks=[JsonlCallback(output_dir / "metrics.jsonl"), ProgressBar(), DrawBudgetsByEpoch(collator)],
+        callbacks=[JsonlCallback(output_dir / "metrics.jsonl"), DrawBudgetsByEpoch(collator)],
     )
     ablate(trainer, args.shared_qformer, args.keep_frozen)
-    for callback in (ProgressCallback, PrinterCallback):  # ours shows more
-        trainer.remove_callback(callback)
     check_sharding(trainer.accelerator.distributed_type)
     if trainer.accelerator.distributed_type != DistributedType.DEEPSPEED:  # which keeps float32 copies itself
         for parameter in trainer.model.parameters():
@@ -169,7 +162,7 @@ def main(args: FinetuneArguments, config: SFTConfig) -> Path:
     print(f"{len(train)} sequences, {asked} questions, {trainable / 1e6:.2f} M trainable parameters")
     with clear_about_full_disk(output_dir):
         trainer.train(resume_from_checkpoint=last_checkpoint(output_dir))
-        finish(trainer, processor, args, rows.split_hash)
+        finish(trainer, processor, args, note)
     return result
 
 
@@ -178,7 +171,7 @@ def load_processors(args: FinetuneArguments, model_type: str, rows: Rows) -> tup
     if model_type not in BASELINES:
         processor = AutoProcessor.from_pretrained(args.checkpoint)
         return processor, processor
-    cameras = [camera for camera in CAMERAS if camera in rows.cameras]  # what prompts may name; it knows none itself
+    cameras = [view for view in rows.cameras if view not in EXTRA_VIEWS]  # prompts may name them; it knows none itself
     processor = load_processor(args.checkpoint, cameras, args.image_splitting, args.longest_edge)
     return processor, SceneView(processor, cameras)
 
@@ -222,36 +215,28 @@ def make_collator(
     return packed(view, mask_dtype=packed_mask_dtype(model), **common)
 
 
-def finish(trainer: SceneTrainer, processor: Any, args: FinetuneArguments, split_hash: str) -> None:
-    """Save adapter, merged checkpoint, loss curve and how they came about."""
+def finish(trainer: SceneTrainer, processor: Any, args: FinetuneArguments, note: dict[str, Any]) -> None:
+    """Save adapter, merged checkpoint, loss curve and the note, with what the run reached."""
     config = trainer.args
     output_dir = Path(config.output_dir)
     weights = trainer.whole_state_dict()  # on every process: sharded weights are gathered
     if not trainer.is_world_process_zero():
         return
     loss_curve(output_dir / "metrics.jsonl", output_dir / "loss.png")
-    notes = {
-        "command": "python -m training.finetune " + shlex.join(sys.argv[1:]),
-        "arguments": asdict(args),
-        "seed": config.seed,
-        "steps": trainer.state.global_step,
-        "split_hash": split_hash,
-        **first_and_last(output_dir / "metrics.jsonl"),
-        "versions": {module.__name__: module.__version__ for module in (torch, transformers, trl, peft, datasets)},
-    }
+    note = {**note, "steps": trainer.state.global_step, **first_and_last(output_dir / "metrics.jsonl")}
     dtype = torch.bfloat16 if config.bf16 else torch.float32
     model = trainer.accelerator.unwrap_model(trainer.model)
     if isinstance(model, peft.PeftModel):
-        shutil.rmtree(output_dir / "adapter", ignore_errors=True)  # of a run that was killed between here and the end
-        save_whole(output_dir / "adapter", WithWeights(model, weights), processor, notes={"finetune": notes})
+        remove(output_dir / "adapter")  # of a run that was killed between here and the end
+        save_whole(output_dir / "adapter", WithWeights(model, weights), processor, note=note)
         if args.merge:
             unset_hf_deepspeed_config()  # or the base would be sharded as it is read
             model = merged(args.checkpoint, output_dir / "adapter", dtype)
-            save_whole(output_dir / "final", model, processor, notes={"finetune": notes})
+            save_whole(output_dir / "final", model, processor, note=note)
     else:
-        save_whole(output_dir / "final", WithWeights(model.to(dtype), weights), processor, notes={"finetune": notes})
-    print(json.dumps({"output_dir": str(output_dir), "steps": notes["steps"], **notes["last"]}))
+        save_whole(output_dir / "final", WithWeights(model.to(dtype), weights), processor, note=note)
+    print(json.dumps({"output_dir": str(output_dir), "steps": note["steps"], **note["last"]}))
 
 
 if __name__ == "__main__":
-    main(*TrlParser((FinetuneArguments, SFTConfig)).parse_args_and_config())
+    run(main, FinetuneArguments, SFTConfig, parser=TrlParser)

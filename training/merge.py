@@ -6,18 +6,18 @@
 The base weights are read unquantised, also after QLoRA: the sum is rounded once, to the type of the result.
 """
 
-import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import peft
 import torch
-import transformers
-from transformers import AutoProcessor, HfArgumentParser
+from transformers import AutoProcessor
 
 from smoldriver_hf.adapters import merge_adapter
 from smoldriver_hf.loading_smoldriver import load_strictly
-from training.assemble import save_whole
+from training.checkpoints.folders import dtype_named, is_saved, save_whole
+from training.command_line import run
+from training.files import make_note
 from training.stages import Stage
 
 
@@ -43,23 +43,18 @@ def main(args: MergeArguments) -> Path:
     Raises:
         ValueError: unknown dtype, no adapter there, weights that are not numbers, or a checkpoint in the way.
     """
-    if args.dtype not in ("bfloat16", "float32"):
-        raise ValueError(f"dtype must be bfloat16 or float32; got {args.dtype!r}")
+    dtype = dtype_named(args.dtype)
+    if is_saved("merge", args):
+        return Path(args.output_dir)
     if not (Path(args.adapter) / "adapter_config.json").is_file():
         raise ValueError(f"{args.adapter} holds no adapter (no adapter_config.json)")
-    if (Path(args.output_dir) / "config.json").exists():
-        raise ValueError(f"{args.output_dir} already holds a checkpoint; name another folder or remove it")
-    model = merged(args.checkpoint, args.adapter, getattr(torch, args.dtype))
-    notes = {
-        "command": "python -m training.merge " + " ".join(sys.argv[1:]),
-        "arguments": asdict(args),
-        "versions": {module.__name__: module.__version__ for module in (torch, transformers, peft)},
-    }
+    model = merged(args.checkpoint, args.adapter, dtype)
     processor = AutoProcessor.from_pretrained(args.adapter)
-    folder = save_whole(args.output_dir, model, processor, notes={"merge": notes})
+    note = make_note("merge", args, made_from=(args.adapter, args.checkpoint), versions=(peft,))
+    folder = save_whole(args.output_dir, model, processor, note=note)
     print(f"{folder}: {args.checkpoint} with {args.adapter}, in {args.dtype}")
     return folder
 
 
 if __name__ == "__main__":
-    main(HfArgumentParser(MergeArguments).parse_args_into_dataclasses()[0])
+    run(main, MergeArguments)

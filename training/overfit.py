@@ -17,17 +17,18 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-import torch
-import transformers
-from transformers import HfArgumentParser
 from trl import SFTConfig, TrlParser
 
 import smoldriver_hf
 from training import assemble, finetune, prepare
+from training.command_line import run
 from training.data.rows import Rows, load_rows
+from training.files import flags, is_done, make_note, write_json, write_note
 
 ASK = Path(smoldriver_hf.__file__).with_name("__main__.py")
 RECIPE = Path(__file__).with_name("recipes") / "nine-frames.yaml"
@@ -54,20 +55,15 @@ def fit(args: OverfitArguments) -> tuple[Path, int]:
             split="train",
         )
     )
-    if not (initial / "config.json").exists():
-        assemble.main(assemble.AssembleArguments(output_dir=str(initial), offline=True))
+    assemble.main(assemble.AssembleArguments(output_dir=str(initial), offline=True))
     overrides = {
+        "config": args.recipe,
         "checkpoint": initial,
         "data": data,
         "output_dir": root / "finetuned",
         "feature_cache": root / "features",
     }
-    command = [
-        "--config",
-        args.recipe,
-        *(word for key, value in overrides.items() for word in (f"--{key}", str(value))),
-    ]
-    stage = TrlParser((finetune.FinetuneArguments, SFTConfig)).parse_args_and_config(command)
+    stage = TrlParser((finetune.FinetuneArguments, SFTConfig)).parse_args_and_config(flags(overrides))
     (budget,) = stage[0].num_queries
     return finetune.main(*stage), budget
 
@@ -120,44 +116,58 @@ def answers(
     return found
 
 
-def main(args: OverfitArguments) -> dict:
-    """Fit, ask, compare; writes and returns `overfit.json`."""
-    began = time.monotonic()
-    checkpoint, budget = fit(args)
-    fitted = time.monotonic()
-    rows = load_rows(Path(args.output_dir) / "data", "train")
-    asked = {index: rows[index] for index in range(len(rows))}
-    questions = {index: row["question"] for index, row in asked.items()}
-    true = answers(checkpoint, questions, {index: row["images"] for index, row in asked.items()}, budget)
-    others = swaps(rows)
-    swapped = answers(
-        checkpoint,
-        {index: questions[index] for index in others},
-        {index: other["images"] for index, other in others.items()},
-        budget,
-    )
+def compared(
+    asked: dict[int, dict], true: dict[int, str], others: dict[int, dict], swapped: dict[int, str]
+) -> dict[str, Any]:
+    """Both figures, of answers to true and to swapped images."""
 
-    def share(given: dict[int, str], of) -> float:
-        return sum(given[index] == asked[index]["answer"] for index in of) / len(of)
+    def share(given: dict[int, str], of: Iterable[int], rows: dict[int, dict] = asked) -> float:
+        indices = list(of)
+        return sum(given[index] == rows[index]["answer"] for index in indices) / len(indices)
 
-    result = {
+    return {
         "what": "over-fitting check: trained and asked on the same frames",
         "questions": len(asked),
         "questions_answered_differently_between_frames": len(others),
         "exact_match": share(true, asked),
         "exact_match_differing": share(true, others),
         "exact_match_differing_swapped_images": share(swapped, others),
-        "swapped_answers_equal_to_the_other_frames_reference": sum(
-            swapped[index] == other["answer"] for index, other in others.items()
-        )
-        / len(others),
+        "swapped_answers_equal_to_the_other_frames_reference": share(swapped, others, others),
         "drop_in_points": 100 * (share(true, others) - share(swapped, others)),
-        "minutes_fitting": (fitted - began) / 60,
-        "minutes_asking": (time.monotonic() - fitted) / 60,
-        "split_hash": rows.split_hash,
-        "command": "python -m training.overfit " + " ".join(sys.argv[1:]),
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
+
+
+def main(args: OverfitArguments) -> dict[str, Any]:
+    """Fit, ask, compare; writes and returns `overfit.json`."""
+    file = Path(args.output_dir) / "overfit.json"
+    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if is_done(file.is_file(), before.get("arguments"), asdict(args), args.output_dir):
+        print(f"{file} is there already: nothing to do")
+        return before
+    began = time.monotonic()
+    checkpoint, budget = fit(args)
+    fitted = time.monotonic()
+    data = Path(args.output_dir) / "data"
+    rows = load_rows(data, "train")
+    asked, others = dict(enumerate(rows)), swaps(rows)
+    questions = {index: row["question"] for index, row in asked.items()}
+    true = answers(checkpoint, questions, {index: row["images"] for index, row in asked.items()}, budget)
+    swapped = answers(
+        checkpoint,
+        {index: questions[index] for index in others},
+        {index: other["images"] for index, other in others.items()},
+        budget,
+    )
+    result = make_note(
+        "overfit",
+        args,
+        made_from=(checkpoint,),
+        trained_on=data,
+        **compared(asked, true, others, swapped),
+        minutes_fitting=(fitted - began) / 60,
+        minutes_asking=(time.monotonic() - fitted) / 60,
+        split_hash=rows.split_hash,
+    )
     details = [
         {
             "question": row["question"],
@@ -168,11 +178,11 @@ def main(args: OverfitArguments) -> dict:
         }
         for index, row in asked.items()
     ]
-    for name, content in (("overfit.json", result), ("overfit_answers.json", details)):
-        (Path(args.output_dir) / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_json(Path(args.output_dir) / "overfit_answers.json", details)
+    write_note(args.output_dir, result)
     print(json.dumps(result, indent=2))
     return result
 
 
 if __name__ == "__main__":
-    main(HfArgumentParser(OverfitArguments).parse_args_into_dataclasses()[0])
+    run(main, OverfitArguments)

@@ -6,9 +6,8 @@
 
 With the `pixel_shuffle` connector the Q-Formers' outputs regress the teacher's patch features, at the same places of
 the image. With `linear` the first m visual tokens regress averages of the teacher's visual tokens
-(`teacher.pooling_weights`), m drawn per step; `--answer_distillation` adds the divergence from the teacher's answer
-distribution. The loss is the squared error over the variance of the target around its mean, so 1 is what a constant
-reaches.
+(`teacher.pooling_weights`), m drawn per step. The loss is the squared error over the variance of the target around its
+mean, so 1 is what a constant reaches.
 
 `output_dir/transfer_metrics.json` tells held-out R² = 1 - SSE / SST before and after, per budget; SST is the error of
 the training mean of the same camera, place and channel. `output_dir/final` is a complete checkpoint. Run again after a
@@ -16,31 +15,32 @@ kill: it goes on from the last whole checkpoint.
 """
 
 import json
-import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-import transformers
-from transformers import AutoProcessor, PreTrainedModel, Trainer, TrainingArguments
+from transformers import AutoProcessor, PreTrainedModel, TrainingArguments
 from trl import TrlParser
 
 from smoldriver_hf.loading_smoldriver import load_strictly
-from training.assemble import save_whole
+from training.checkpoints.folders import save_whole
+from training.command_line import run
 from training.data.rows import load_rows
 from training.distillation.model import TransferModel
-from training.distillation.targets import measured_targets, root_mean_square
-from training.distillation.teacher import Teacher, TeacherPrompts
+from training.distillation.targets import Targets, measured_targets, root_mean_square
+from training.distillation.teacher import Teacher
 from training.distillation.trainer import TransferCollator, TransferTrainer, frames_of, spread
+from training.files import write_json
 from training.learning.ablations import ablate
-from training.learning.callbacks import JsonlCallback, ProgressBar
-from training.learning.collate import DrawBudgetsByEpoch, SceneCollator
+from training.learning.callbacks import JsonlCallback, started_note
+from training.learning.checks import is_finished
+from training.learning.collate import DrawBudgetsByEpoch, Example, SceneCollator
 from training.learning.features import FeatureCache
 from training.learning.smolvlm import build_features
+from training.learning.trainer import clear_about_full_disk, last_checkpoint
 from training.stages import Stage
 
 
@@ -56,7 +56,6 @@ class TransferArguments:
     num_queries: list[int] | None = field(
         default=None, metadata={"help": "Budgets, one drawn per step; default: powers of two up to all (linear)."}
     )
-    answer_distillation: float = field(default=0.0, metadata={"help": "Weight of the divergence of answers; 0: none."})
     feature_cache: str | None = field(
         default=None,
         metadata={"help": "Folder for features of the teacher's and of a frozen tower; default: live."},
@@ -80,8 +79,6 @@ def check_arguments(args: TransferArguments, student: PreTrainedModel, teacher: 
     if own != teacher.width:
         name = "text hidden_size" if teacher.gives_tokens else "projector hidden_size"
         raise ValueError(f"the student's {name} is {own}, the teacher's features have width {teacher.width}")
-    if args.answer_distillation < 0:
-        raise ValueError(f"answer_distillation must not be negative; got {args.answer_distillation}")
     if not teacher.gives_tokens:
         if args.num_queries not in (None, [config.max_queries]):
             raise ValueError(f"pixel_shuffle has the budget {config.max_queries} only; got {args.num_queries}")
@@ -92,6 +89,22 @@ def check_arguments(args: TransferArguments, student: PreTrainedModel, teacher: 
     if not args.num_queries or not all(1 <= budget <= config.max_queries for budget in args.num_queries):
         raise ValueError(f"num_queries must lie between 1 and {config.max_queries}; got {args.num_queries}")
     return sorted(set(args.num_queries))
+
+
+class Parts(NamedTuple):
+    """Who learns, from whom, at which budgets."""
+
+    student: PreTrainedModel
+    processor: Any
+    teacher: Teacher
+    budgets: list[int]
+
+
+class Caches(NamedTuple):
+    """Features of the teacher's tower and of the student's, where they are not computed live."""
+
+    teacher: FeatureCache | None
+    student: FeatureCache | None
 
 
 STAGE = Stage(
@@ -106,13 +119,54 @@ STAGE = Stage(
 
 
 def main(args: TransferArguments, config: TrainingArguments) -> Path:
-    """Transfer; returns the folder of the final checkpoint."""
+    """Transfer; returns the folder of the final checkpoint.
+
+    Raises:
+        ValueError: before the first step, for settings that fit neither each other nor checkpoints and data.
+        FloatingPointError: the loss or a weight is not finite; the last checkpoint stays.
+        OSError: the disk is full; the last checkpoint stays.
+    """
     output_dir = Path(config.output_dir)
     final, metrics_file = output_dir / "final", output_dir / "transfer_metrics.json"
-    if (final / "config.json").exists():
-        print(f"{final} is finished")
+    rows, eval_rows = load_rows(args.data, args.split), load_rows(args.eval_data or args.data, args.eval_split)
+    held_out_hash = {"held_out_split_hash": eval_rows.split_hash}
+    if is_finished(final, args, config, rows, **held_out_hash):
         return final
-    config.remove_unused_columns = False
+    note = started_note("transfer", args, config, rows, [args.student, args.teacher], **held_out_hash)
+
+    parts = load_parts(args, config)
+    train = frames_of(rows, parts.student.config.cameras)
+    held_out = spread(frames_of(eval_rows, parts.student.config.cameras), args.eval_frames)
+    sample = spread(train, args.statistics_frames)
+    caches = make_caches(args, config, parts, [*train, *held_out])
+    trainer = make_trainer(args, config, parts, caches, train, held_out, sample)
+
+    checkpoint = last_checkpoint(output_dir)
+    if checkpoint and metrics_file.exists():
+        start = json.loads(metrics_file.read_text(encoding="utf-8"))["start"]
+    else:
+        start = trainer.evaluate(metric_key_prefix="held_out")
+    note |= {
+        "frames": {"train": len(train), "held_out": len(held_out), "statistics": len(sample)},
+        "teacher": parts.teacher.fingerprint(),
+        "r2_against": "training mean of the same camera, place and channel",
+        "start": start,
+    }
+    with clear_about_full_disk(output_dir):
+        if trainer.is_world_process_zero():
+            write_json(metrics_file, {name: value for name, value in note.items() if name != "history"})
+        result = trainer.train(resume_from_checkpoint=checkpoint)
+        end = trainer.evaluate(metric_key_prefix="held_out")
+        note |= {"end": end, "steps": trainer.state.global_step, "train_loss": result.training_loss}
+        if trainer.is_world_process_zero():
+            write_json(metrics_file, {name: value for name, value in note.items() if name != "history"})
+            save_whole(final, parts.student.cpu(), parts.processor, note=note)
+            print(json.dumps({"final": str(final), "start": start, "end": end}))
+    return final
+
+
+def load_parts(args: TransferArguments, config: TrainingArguments) -> Parts:
+    """Student, with what shall train, and teacher, on the device."""
     student = load_strictly(args.student, dtype=torch.float32)
     processor = AutoProcessor.from_pretrained(args.student)
     teacher = Teacher(args.teacher, student.config.connector, torch.bfloat16 if config.bf16 else torch.float32)
@@ -121,77 +175,65 @@ def main(args: TransferArguments, config: TrainingArguments) -> Path:
     student.requires_grad_(False)
     student.model.vision_tower.requires_grad_(args.train_tower)
     student.model.multi_modal_projector.requires_grad_(True)
-    if not teacher.gives_tokens and not args.answer_distillation:
+    if not teacher.gives_tokens:
         student.model.multi_modal_projector.connector.requires_grad_(False)  # the features are compared before it
+    return Parts(student, processor, teacher, budgets)
 
-    distil = args.answer_distillation > 0
-    train_rows, eval_rows = load_rows(args.data, args.split), load_rows(args.eval_data or args.data, args.eval_split)
-    train = frames_of(train_rows, student.config.cameras, distil)
-    held_out = spread(frames_of(eval_rows, student.config.cameras, False), args.eval_frames)
 
-    student_features = teacher_features = None
-    if args.feature_cache:
-        paths = [path for example in (*train, *held_out) for path in example["images"].values()]
-        folder, size = Path(args.feature_cache), config.per_device_eval_batch_size
-        with config.main_process_first(desc="feature cache"):
-            teacher_features = build_features(
-                teacher.model, teacher.image_processor, paths, folder / "teacher", batch_size=size
-            )
-            if not args.train_tower:
-                student.to(config.device)
-                with tower_in(torch.bfloat16 if config.bf16 else torch.float32, student):
-                    student_features = FeatureCache.build(
-                        student, processor, paths, folder / "student", batch_size=size
-                    )
+def make_caches(args: TransferArguments, config: TrainingArguments, parts: Parts, examples: list[Example]) -> Caches:
+    """Features of all images, if the run keeps any: of the teacher's tower, and of the student's if it is frozen."""
+    if not args.feature_cache:
+        return Caches(None, None)
+    student, processor, teacher, _ = parts
+    paths = [path for example in examples for path in example["images"].values()]
+    folder, size = Path(args.feature_cache), config.per_device_eval_batch_size
+    with config.main_process_first(desc="feature cache"):
+        teachers = build_features(teacher.model, teacher.image_processor, paths, folder / "teacher", batch_size=size)
+        if args.train_tower:
+            return Caches(teachers, None)
+        student.to(config.device)
+        with tower_in(torch.bfloat16 if config.bf16 else torch.float32, student):
+            students = FeatureCache.build(student, processor, paths, folder / "student", batch_size=size)
+    return Caches(teachers, students)
 
-    scenes = SceneCollator(processor, num_queries=budgets, features=student_features, seed=config.seed)
-    largest = SceneCollator(processor, num_queries=budgets[-1], features=student_features)
-    prompts = TeacherPrompts(teacher, processor.tokenizer, processor.image_token) if distil else None
-    collator = TransferCollator(scenes, teacher, teacher_features, prompts)
-    eval_collator = TransferCollator(largest, teacher, teacher_features)
-    sample = spread(train, args.statistics_frames)
+
+def make_trainer(
+    args: TransferArguments,
+    config: TrainingArguments,
+    parts: Parts,
+    caches: Caches,
+    train: list[Example],
+    held_out: list[Example],
+    sample: list[Example],
+) -> TransferTrainer:
+    """The trainer, with targets measured on `sample`."""
+    student, processor, teacher, budgets = parts
+    scenes = SceneCollator(processor, num_queries=budgets, features=caches.student, seed=config.seed)
+    largest = SceneCollator(processor, num_queries=budgets[-1], features=caches.student)
+    eval_collator = TransferCollator(largest, teacher, caches.teacher)
     targets = measured_targets(teacher, student, sample, eval_collator, config.per_device_eval_batch_size)
-    if teacher.gives_tokens:  # the student's tokens start with the teacher's norm
-        weight = student.model.multi_modal_projector.connector.scale_norm.weight.data
-        weight.mul_(targets.scale / root_mean_square(weight))
-
+    if teacher.gives_tokens:
+        start_with_norm_of(targets, student)
+    config.remove_unused_columns = False
     trainer = TransferTrainer(
-        model=TransferModel(student, targets, args.answer_distillation),
+        model=TransferModel(student, targets),
         args=config,
-        data_collator=collator,
+        data_collator=TransferCollator(scenes, teacher, caches.teacher),
         train_dataset=train,
         eval_dataset=held_out,
         teacher=teacher,
         eval_collator=eval_collator,
         budgets=budgets,
-        callbacks=[JsonlCallback(output_dir / "metrics.jsonl"), ProgressBar(), DrawBudgetsByEpoch(scenes)],
+        callbacks=[JsonlCallback(Path(config.output_dir) / "metrics.jsonl"), DrawBudgetsByEpoch(scenes)],
     )
     ablate(trainer, args.shared_qformer, args.keep_frozen)
-    checkpoint = last_whole_checkpoint(output_dir)
-    if checkpoint and metrics_file.exists():
-        metrics = json.loads(metrics_file.read_text())
-    else:
-        metrics = {
-            "command": "python -m training.transfer " + " ".join(sys.argv[1:]),
-            "arguments": asdict(args),
-            "seed": config.seed,
-            "split_hash": train_rows.split_hash,
-            "held_out_split_hash": eval_rows.split_hash,
-            "frames": {"train": len(train), "held_out": len(held_out), "statistics": len(sample)},
-            "teacher": teacher.fingerprint(),
-            "versions": {module.__name__: module.__version__ for module in (torch, transformers)},
-            "r2_against": "training mean of the same camera, place and channel",
-            "start": trainer.evaluate(metric_key_prefix="held_out"),
-        }
-        write_json(metrics, metrics_file, trainer)
-    result = trainer.train(resume_from_checkpoint=checkpoint)
-    metrics["end"] = trainer.evaluate(metric_key_prefix="held_out")
-    metrics["steps"], metrics["train_loss"] = trainer.state.global_step, result.training_loss
-    write_json(metrics, metrics_file, trainer)
-    if trainer.is_world_process_zero():
-        save_whole(final, student.cpu(), processor, notes={"transfer": metrics})
-        print(json.dumps({"final": str(final), "start": metrics["start"], "end": metrics["end"]}))
-    return final
+    return trainer
+
+
+def start_with_norm_of(targets: Targets, student: PreTrainedModel) -> None:
+    """Let the student's tokens start as long as the teacher's."""
+    weight = student.model.multi_modal_projector.connector.scale_norm.weight.data
+    weight.mul_(targets.scale / root_mean_square(weight))
 
 
 @contextmanager
@@ -207,20 +249,5 @@ def tower_in(dtype: torch.dtype, student: PreTrainedModel) -> Iterator[None]:
         tower.load_state_dict(before)
 
 
-def last_whole_checkpoint(output_dir: Path) -> str | None:
-    """The newest checkpoint that was written to its end: the Trainer's state is its last file."""
-    folders = [file.parent for file in output_dir.glob("checkpoint-*/trainer_state.json")]
-    return str(max(folders, key=lambda folder: int(folder.name.split("-")[1]))) if folders else None
-
-
-def write_json(metrics: dict[str, Any], path: Path, trainer: Trainer) -> None:
-    """Whole or not at all, and once for all processes."""
-    if trainer.is_world_process_zero():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(path.name + ".unfinished")
-        unfinished.write_text(json.dumps(metrics, indent=2) + "\n")
-        os.replace(unfinished, path)
-
-
 if __name__ == "__main__":
-    main(*TrlParser((TransferArguments, TrainingArguments)).parse_args_and_config())
+    run(main, TransferArguments, TrainingArguments, parser=TrlParser)

@@ -1,5 +1,8 @@
 """Assembling: every weight of a part arrives, under the right name, and nothing is made up in silence."""
 
+import dataclasses
+import shlex
+
 import pytest
 import torch
 from tiny import tiny_text_config, tiny_tokenizer, tiny_towers, tiny_vision_config
@@ -11,6 +14,7 @@ from transformers import (
     CLIPConfig,
     CLIPModel,
     Dinov2Model,
+    HfArgumentParser,
     LlamaForCausalLM,
     SiglipConfig,
     SiglipModel,
@@ -20,7 +24,9 @@ from transformers import (
 )
 
 from smoldriver_hf.loading_smoldriver import load_strictly
+from training import assemble
 from training.assemble import AssembleArguments, load_tower, main, map_smolvlm
+from training.files import read_notes
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +202,20 @@ def test_missing_weight_is_an_error(parts, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_the_note_tells_parts_that_came_from_wheels(parts, tmp_path, monkeypatch):
+    monkeypatch.setattr(assemble, "fetch_dinov2_small", lambda: parts / "vision")
+    main(
+        AssembleArguments(
+            output_dir=str(tmp_path / "out"), text=str(parts / "text"), offline=True, max_queries=4, image_size=28
+        )
+    )
+    (note,) = read_notes(tmp_path / "out")
+    assert note["stage"] == "assemble" and note["parts"] == [assemble.OFFLINE_VISION]
+    assert note["made_from"] == [str(parts / "text")] and note["trained_on"] is None
+    (read,) = HfArgumentParser(AssembleArguments).parse_args_into_dataclasses(shlex.split(note["command"])[3:])
+    assert read.__dict__ == note["arguments"]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -204,6 +224,7 @@ def test_missing_weight_is_an_error(parts, tmp_path):
         ({"vision": "x", "text": "y", "connector": "pixel_shuffle"}, "takes SmolVLM's own connector"),
         ({"smolvlm": "x", "vision_layers": 2}, "shortens another encoder"),
         ({"smolvlm": "x", "vision": "x", "vision_layers": 2}, "shortens another encoder"),
+        ({"vision": "x", "text": "y", "dtype": "float16"}, "dtype must be bfloat16 or float32"),
     ],
 )
 def test_contradictory_arguments(tmp_path, changes, message):
@@ -211,14 +232,19 @@ def test_contradictory_arguments(tmp_path, changes, message):
         main(AssembleArguments(output_dir=str(tmp_path / "out"), **changes))
 
 
-def test_a_finished_checkpoint_is_not_overwritten(parts, tmp_path):
+def test_a_finished_checkpoint_is_not_overwritten(parts, tmp_path, capsys):
     arguments = AssembleArguments(
         output_dir=str(tmp_path / "out"), vision=str(parts / "vision"), text=str(parts / "text"), max_queries=4
     )
     main(arguments)
     before = (tmp_path / "out" / "model.safetensors").read_bytes()
-    with pytest.raises(ValueError, match="already holds a checkpoint"):
-        main(arguments)
+    assert main(arguments) == tmp_path / "out"
+    assert "nothing to do" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="result of other settings .*max_queries was 4, is 5"):
+        main(dataclasses.replace(arguments, max_queries=5))
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="does not tell what it came from"):
+        main(dataclasses.replace(arguments, output_dir=str(tmp_path)))
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
 
 

@@ -1,6 +1,7 @@
 """Fine-tuning runs: what trains, what is saved, what is logged, and how a run ends that cannot go on."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -9,9 +10,11 @@ import torch
 from prepared import write_prepared, write_smoldriver, write_smolvlm
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
-from trl import SFTConfig
+from trl import SFTConfig, TrlParser
 
 from training import finetune, merge
+from training.data.rows import load_rows
+from training.files import make_note, read_notes, write_note
 from training.finetune import FinetuneArguments
 from training.learning import callbacks, trainer
 from training.learning.collate import SceneCollator
@@ -121,6 +124,42 @@ def test_adapters_are_merged_and_the_tower_stays(root, tmp_path, capsys):
     assert "eval_loss" in notes["last"]
     assert run(root, tmp_path / "run", pairs_per_sequence=4, eval_split="validation") == final
     assert "nothing to do" in capsys.readouterr().out
+
+
+def test_the_note_tells_the_way_here(root, tmp_path):
+    start = shutil.copytree(root / "smoldriver", tmp_path / "start")
+    write_note(start, make_note("assemble", FinetuneArguments("parts", "-"), parts=["From a wheel."]))
+    final = run(root, tmp_path / "run", start, config={"max_steps": 1})
+    merged = merge.main(merge.MergeArguments(str(start), str(tmp_path / "run" / "adapter"), str(tmp_path / "merged")))
+    (note,) = read_notes(final)
+    assert note["stage"] == "finetune" and note["made_from"] == [str(start)]
+    assert note["trained_on"]["data"] == str(root / "data") and note["trained_on"]["generated"] is False
+    read, config = TrlParser((FinetuneArguments, SFTConfig)).parse_args_and_config(shlex.split(note["command"])[3:])
+    assert read.__dict__ == note["arguments"]
+    assert (config.max_steps, config.learning_rate, config.use_cpu, config.bf16) == (1, 1e-2, True, False)
+    assert config.max_length is not None, "what the stage itself sets was not asked for"
+    stages = [[before["stage"] for before in one["history"]] for one in (note, *read_notes(merged))]
+    assert stages == [["assemble"], ["assemble", "finetune"]]
+
+
+def test_a_run_that_has_ended_is_repeated_for_nothing_else(root, tmp_path, capsys):
+    final = run(root, tmp_path / "run", config={"max_steps": 1})
+    assert run(root, tmp_path / "run", config={"max_steps": 1}) == final
+    assert "nothing to do" in capsys.readouterr().out
+    for changes, message in (
+        ({"config": {"max_steps": 2}}, "max_steps was 1, is 2"),
+        ({"config": {"max_steps": 1}, "checkpoint": "wide"}, "checkpoint was .*smoldriver', is .*wide"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(root, tmp_path / "run", **changes)
+    file = tmp_path / "run" / "arguments.json"
+    older = json.loads(file.read_text())
+    del older["checkpoint"], older["max_steps"]  # which older runs did not write down
+    file.write_text(json.dumps(older))
+    assert run(root, tmp_path / "run", config={"max_steps": 2}) == final
+    file.unlink()
+    with pytest.raises(ValueError, match="does not tell what it came from"):
+        run(root, tmp_path / "run", config={"max_steps": 1})
 
 
 def test_the_saved_model_is_the_one_in_memory(root, tmp_path, monkeypatch):
@@ -240,7 +279,7 @@ def test_metrics_hold_every_step_once_after_a_restart(root, tmp_path):
     assert sum("train_runtime" in line for line in lines(output_dir)) == 1
     assert changed(whole, final) == set()
     first = lines(output_dir)[0]
-    assert {"loss", "mean_token_accuracy", "learning_rate", "samples_per_second", "eta_seconds"} <= first.keys()
+    assert {"loss", "mean_token_accuracy", "learning_rate", "epoch"} <= first.keys()
 
 
 def test_a_loss_that_is_not_a_number_stops_at_its_step(root, tmp_path, monkeypatch):
@@ -328,11 +367,16 @@ def test_tensorboard_and_the_loss_curve(root, tmp_path, monkeypatch):
     assert (tmp_path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_bar_shows_loss_accuracy_rate_and_time_left(root, tmp_path, monkeypatch):
-    shown = []
-    original = callbacks.tqdm.set_postfix
-    monkeypatch.setattr(
-        callbacks.tqdm, "set_postfix", lambda self, values: shown.append(values) or original(self, values)
-    )
-    run(root, tmp_path / "run", config={"max_steps": 2})
-    assert {"loss", "accuracy", "lr", "samples/s"} <= shown[0].keys()
+def test_a_baselines_prompts_name_the_cameras_of_the_data(root, tmp_path):
+    """In their order, whatever they are called; views that are no camera's are left out."""
+    data = write_prepared(tmp_path / "data", cameras=("PORT", "BOW", "LIDAR_BEV"))
+    args = FinetuneArguments(str(root / "smolvlm"), str(data))
+    _, view = finetune.load_processors(args, "smolvlm", load_rows(data, "train"))
+    assert view.cameras == ["PORT", "BOW"]
+    assert "PORT" in view.prompt("Who is there?", ["PORT"])
+
+
+def test_transformers_own_bar_shows_the_figures(root, tmp_path, capsys):
+    run(root, tmp_path / "run", config={"max_steps": 1})
+    told = capsys.readouterr()
+    assert "'mean_token_accuracy'" in told.out + told.err and "1/1" in told.err

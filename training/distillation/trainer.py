@@ -6,60 +6,36 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from transformers import Trainer
 
 from training.data.rows import Rows
-from training.distillation.teacher import Teacher, TeacherPrompts
-from training.learning.collate import IGNORED, Example, SceneCollator
+from training.distillation.teacher import Teacher
+from training.learning.collate import Example, SceneCollator
+from training.learning.trainer import WholeCheckpoints
 
 
 class TransferCollator:
-    """Frames → the student's images, a budget, the teacher's pixels or features, and a question each if answers are
-    distilled.
+    """Frames → the student's images, a budget, and the teacher's pixels or features.
 
     Args:
         scenes: collator of the student; its budgets and epoch are used.
         teacher: the teacher.
         features: what the teacher's tower puts out, cached, in place of its pixels.
-        prompts: the teacher's prompts, to distil answers.
     """
 
-    def __init__(
-        self,
-        scenes: SceneCollator,
-        teacher: Teacher,
-        features: Mapping[str, torch.Tensor] | None = None,
-        prompts: TeacherPrompts | None = None,
-    ):
+    def __init__(self, scenes: SceneCollator, teacher: Teacher, features: Mapping[str, torch.Tensor] | None = None):
         self.scenes = scenes
         self.teacher = teacher
         self.features = features
-        self.prompts = prompts
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
-        if self.prompts is not None:  # another question of the frame in every epoch
-            epoch = self.scenes.epoch
-            examples = [
-                {**example, "pairs": [example["pairs"][epoch % len(example["pairs"])]]} for example in examples
-            ]
         shown = [self.scenes.shown(example) for example in examples]
-        paths = [path for scene in shown for path in scene.values()]
         num_queries = self.scenes.draw_budget(examples)
-        batch: dict[str, Any] = {
+        return {
             **self.scenes.vision(examples, num_queries),
             "num_queries": num_queries,
             "images_per_frame": torch.tensor([len(scene) for scene in shown]),
-            "teacher_view": self.teacher_view(paths),
+            "teacher_view": self.teacher_view([path for scene in shown for path in scene.values()]),
         }
-        if self.prompts is not None:
-            batch["text"] = self.scenes.text(examples, num_queries)
-            labels = batch["text"]["labels"]
-            batch["teacher_prompts"] = [
-                self.prompts.ids(example["pairs"][0][0], len(scene))
-                for example, scene in zip(examples, shown, strict=True)
-            ]
-            batch["answers"] = [row[row != IGNORED].tolist() for row in labels]
-        return batch
 
     def teacher_view(self, paths: Sequence[str]) -> dict[str, torch.Tensor]:
         """What the teacher is shown of images: what its tower made of them where that is cached, else pixels."""
@@ -68,7 +44,7 @@ class TransferCollator:
         return {"hidden": torch.stack([self.features[path] for path in paths])}
 
 
-class TransferTrainer(Trainer):
+class TransferTrainer(WholeCheckpoints):
     """A Trainer whose batches get the teacher's view, and whose evaluation is held-out R² per budget."""
 
     def __init__(self, *args, teacher: Teacher, eval_collator: TransferCollator, budgets: list[int], **kwargs):
@@ -81,18 +57,9 @@ class TransferTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         targets = self.accelerator.unwrap_model(model).targets
-        features = self.teacher.seen(**inputs.pop("teacher_view"))
-        inputs.pop("images_per_frame")
-        if "text" in inputs:
-            prompts, answers = inputs.pop("teacher_prompts"), inputs.pop("answers")
-            inputs["teacher_logits"] = self.teacher.answer_logits(prompts, answers, features)
-        losses = model(target=targets(features), **inputs)
-        if not torch.isfinite(losses["loss"].detach()):
-            raise FloatingPointError(
-                f"the loss is {losses['loss'].item()} in step {self.state.global_step + 1}; checkpoints before "
-                f"it stay in {self.args.output_dir}. Lower the learning rate or clip gradients (max_grad_norm)"
-            )
-        return (losses["loss"], losses) if return_outputs else losses["loss"]
+        student = {name: value for name, value in inputs.items() if name not in ("teacher_view", "images_per_frame")}
+        student["target"] = targets(self.teacher.seen(**inputs["teacher_view"]))
+        return super().compute_loss(model, student, return_outputs, num_items_in_batch)
 
     @torch.no_grad()
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
@@ -126,14 +93,13 @@ class TransferTrainer(Trainer):
         return r2
 
 
-def frames_of(rows: Rows, cameras: Sequence[str], with_questions: bool) -> list[Example]:
-    """One example per frame that has an image of the cameras (and a question to distil)."""
+def frames_of(rows: Rows, cameras: Sequence[str]) -> list[Example]:
+    """One example without questions per frame that has an image of the cameras."""
     examples: list[Example] = []
-    for frame, questions in rows.frames():
+    for frame, _ in rows.frames():
         images = {camera: frame["images"][camera] for camera in cameras if camera in frame["images"]}
-        pairs = [(row["question"], row["answer"]) for row in questions if row["answer"].strip()]
-        if images and (pairs or not with_questions):
-            examples.append({"images": images, "pairs": pairs if with_questions else []})
+        if images:
+            examples.append({"images": images, "pairs": []})
     if not examples:
         raise ValueError(f"{rows.path} split {rows.split!r} has no frame with images of {list(cameras)}")
     return examples

@@ -3,6 +3,7 @@
 Every check raises one ValueError that names the field, what was expected and what was given.
 """
 
+import dataclasses
 import json
 import os
 from collections.abc import Sequence
@@ -12,15 +13,18 @@ from typing import Any
 from accelerate import DistributedType
 from datasets import Dataset
 from torch import nn
+from transformers import TrainingArguments
 from trl import SFTConfig
 
 from training.data.rows import Rows
+from training.files import history, is_done, write_json
 from training.learning.collate import SceneCollator
 from training.learning.examples import as_example
 from training.learning.parts import BASELINES, check_lora_targets
+from training.learning.trainer import last_checkpoint
 
-# What may differ when a run is taken up again: where things lie, and for how long to train.
-MAY_CHANGE = ("data", "checkpoint", "feature_cache", "merge")
+SOURCES = ("checkpoint", "student", "teacher")  # arguments that name what a run starts from
+WHERE = ("data", "eval_data", "feature_cache")  # where things lie, which may be elsewhere the next time
 SAME_SETTINGS = (
     "learning_rate",
     "lr_scheduler_type",
@@ -32,6 +36,7 @@ SAME_SETTINGS = (
     "bf16",
     "fp16",
 )
+HOW_LONG = ("max_steps", "num_train_epochs")  # a run that has not ended may become longer
 
 
 def check_arguments(
@@ -105,35 +110,45 @@ def check_examples(examples: Dataset, collator: SceneCollator, model: nn.Module)
         )
 
 
-def check_same_run(args: dict[str, Any], config: SFTConfig, rows: Rows, there: bool) -> None:
-    """Whether what lies in `output_dir` came from the same settings; writes them to `arguments.json` in a new one.
+def is_finished(result: Path, args: Any, config: TrainingArguments, rows: Rows, **inputs: Any) -> bool:
+    """Whether a run has ended, with these inputs and settings; says so.
+
+    One that has not begins or goes on, and `arguments.json` in its folder keeps what it was called with.
 
     Args:
-        args: `FinetuneArguments` as a dict.
-        there: whether the folder holds a checkpoint or a result.
+        result: the folder that is there when it has ended.
+        args: the stage's own arguments. `merge` may change: it is about what is done with the result.
+        rows: what it trains on.
+        inputs: what else it reads, in JSON.
+
+    Raises:
+        ValueError: the folder holds a run or its end with other inputs or settings, with what differs.
     """
-    now = {name: value for name, value in args.items() if name not in MAY_CHANGE}
+    now = {name: value for name, value in dataclasses.asdict(args).items() if name not in (*WHERE, "merge")}
+    now |= {name: origin(now[name]) for name in SOURCES if name in now}
     now |= {name: str(getattr(config, name)) for name in SAME_SETTINGS}
+    now |= {name: getattr(config, name) for name in HOW_LONG}
     now["questions_per_step"] = (
         config.per_device_train_batch_size * config.gradient_accumulation_steps * config.world_size
     )
-    now |= {"split_hash": rows.split_hash, "questions": len(rows)}
+    now |= {"split_hash": rows.split_hash, "questions": len(rows), **inputs}
     file = Path(config.output_dir) / "arguments.json"
-    if there and file.exists():
-        before = json.loads(file.read_text())
-        changed = [
-            f"{name} was {before.get(name)!r}, is {now[name]!r}" for name in now if before.get(name) != now[name]
-        ]
-        if changed:
-            raise ValueError(
-                f"{config.output_dir} holds a run with other settings ({'; '.join(changed)}); "
-                "name another output_dir, or delete this one"
-            )
-    elif config.process_index == 0:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name("arguments.json.unfinished")
-        temporary.write_text(json.dumps(now, indent=2) + "\n")
-        os.replace(temporary, file)
+    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    ended = result.is_dir()
+    open_ended = () if ended else HOW_LONG
+    told = None if before is None else {name: value for name, value in before.items() if name not in open_ended}
+    asked = {name: now[name] for name in now if told is None or name in told}  # older runs wrote down less
+    if is_done(ended or last_checkpoint(config.output_dir) is not None, told, asked, config.output_dir) and ended:
+        print(f"{result} is there already: nothing to do")
+        return True
+    if before != json.loads(json.dumps(now)) and config.process_index == 0:
+        write_json(file, now)
+    return False
+
+
+def origin(source: str) -> list[str] | str:
+    """What tells a checkpoint from others, wherever it lies: the commands that made it, or else its name."""
+    return [note["command"] for note in history(source)] or source
 
 
 def is_sharded() -> bool:

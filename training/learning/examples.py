@@ -1,6 +1,5 @@
 """Rows of a prepared split → training examples: a frame's images and some of its questions."""
 
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from datasets import Dataset
 from PIL import Image
 
 from training.data.rows import Rows
+from training.files import whole
 from training.learning.collate import SceneCollator
 
 
@@ -64,10 +64,8 @@ def black_picture(path: Path, like: str) -> str:
     if not path.exists():
         with Image.open(like) as image:
             size = image.size
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{os.getpid()}-{path.name}")
-        Image.new("RGB", size).save(temporary)
-        os.replace(temporary, path)
+        with whole(path) as unfinished:
+            Image.new("RGB", size).save(unfinished)
     return str(path)
 
 

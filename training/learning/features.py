@@ -28,9 +28,10 @@ from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from training.files import sha256, whole, write_json
+
 FORMAT = 1
 SHARD_BYTES = 1 << 26  # what a killed run computes again, at most
-READ_BYTES = 1 << 20
 
 Encode = Callable[[list[str]], torch.Tensor]
 """Paths of images → (images, patches, hidden)"""
@@ -157,7 +158,7 @@ def write_features(
         path_of = {index["images"][path]["sha256"]: path for path in paths}
         missing = {key: path for key, path in path_of.items() if key not in done}
         _encode(folder, index, missing, encode, dtype, batch_size, shard_bytes)
-        _write_index(folder, index)
+        write_json(folder / "index.json", index, indent=1)
         return FeatureCache(folder, fingerprint)
 
 
@@ -257,7 +258,7 @@ def _drop_broken_shards(folder: Path, index: dict[str, Any]) -> None:
     with tqdm(list(shards), desc="Verifying features", unit="shard", disable=not shards, leave=False) as names:
         for name in names:
             file, shard = folder / name, shards[name]
-            if not _has_size(file, shard["bytes"]) or _file_hash(file) != shard["sha256"]:
+            if not _has_size(file, shard["bytes"]) or sha256(file) != shard["sha256"]:
                 tqdm.write(f"{file} is missing or damaged: its {len(shard['images'])} images are computed again")
                 del shards[name]
 
@@ -273,30 +274,17 @@ def _hash_images(index: dict[str, Any], paths: list[str]) -> None:
                 raise ValueError(f"image {path}: cannot be read: {error.strerror}") from error
             known = images.get(path)
             if known is None or (known["bytes"], known["mtime_ns"]) != (status.st_size, status.st_mtime_ns):
-                images[path] = {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": _file_hash(path)}
+                images[path] = {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": sha256(path)}
 
 
 def _save_shard(folder: Path, index: dict[str, Any], features: dict[str, torch.Tensor]) -> None:
     # Named by content: two processes that happen to write the same shard write the same bytes.
     name = f"{hashlib.sha256(' '.join(features).encode()).hexdigest()[:16]}.safetensors"
-    temporary = folder / f".{name}.{os.getpid()}"
-    try:
-        save_file(features, temporary)
-        entry = {"bytes": temporary.stat().st_size, "sha256": _file_hash(temporary), "images": list(features)}
-        os.replace(temporary, folder / name)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole(folder / name) as unfinished:
+        save_file(features, unfinished)
+        entry = {"bytes": unfinished.stat().st_size, "sha256": sha256(unfinished), "images": list(features)}
     index["shards"][name] = entry
-    _write_index(folder, index)
-
-
-def _write_index(folder: Path, index: dict[str, Any]) -> None:
-    temporary = folder / f".index.json.{os.getpid()}"
-    try:
-        temporary.write_text(json.dumps(index, indent=1), encoding="utf-8")
-        os.replace(temporary, folder / "index.json")
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_json(folder / "index.json", index, indent=1)
 
 
 def _read_index(folder: Path) -> dict[str, Any] | None:
@@ -311,14 +299,6 @@ def _read_index(folder: Path) -> dict[str, Any] | None:
 
 def _has_size(file: Path, size: int) -> bool:
     return file.is_file() and file.stat().st_size == size
-
-
-def _file_hash(path: str | os.PathLike[str]) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while data := file.read(READ_BYTES):
-            digest.update(data)
-    return digest.hexdigest()
 
 
 def _batches(items: list[str], size: int) -> Iterator[list[str]]:

