@@ -101,7 +101,7 @@ def check_examples(examples: Dataset, collator: SceneCollator, model: nn.Module)
     characters = [sum(map(len, row["questions"] + row["answers"])) for row in examples.remove_columns("images")]
     longest = as_example(examples[max(range(len(characters)), key=characters.__getitem__)])
     longest["pairs"] = [max(longest["pairs"], key=lambda pair: sum(map(len, pair)))]  # packed ones share positions
-    tokens = max(collator.sequence_lengths(longest))
+    tokens = collator.sequence_length(longest)
     positions = model.config.get_text_config().max_position_embeddings
     if tokens > positions:
         raise ValueError(

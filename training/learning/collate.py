@@ -61,7 +61,6 @@ class SceneCollator:
         cameras: which of an example's images to show; default all. Images that an example lacks are left out; an empty
             list makes blind, text-only prompts.
         num_queries: budget per camera, a list from which one is drawn per batch, or the processor's own.
-        max_length: longest sequence in tokens; a question that does not fit is an error, never cut.
         features: image path → (patches, vision_hidden), a `features.FeatureCache`, in place of pixels.
         seed: of the draws of budgets.
 
@@ -74,7 +73,6 @@ class SceneCollator:
         processor: Any,
         cameras: Sequence[str] | None = None,
         num_queries: int | Sequence[int] | None = None,
-        max_length: int | None = None,
         features: Mapping[str, torch.Tensor] | None = None,
         seed: int = 0,
     ):
@@ -92,7 +90,6 @@ class SceneCollator:
             raise ValueError("num_queries must be an integer or a list of at least one; got an empty list")
         for budget in self.budgets:
             processor.num_image_tokens(budget)
-        self.max_length = max_length
         self.features = features
         self.seed = seed
         self.epoch = 0
@@ -103,28 +100,12 @@ class SceneCollator:
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         budget = self.draw_budget(examples)
-        rows, owners = [], []
-        for index, example in enumerate(examples):
-            for row in self._rows(self.encode(example, budget), example):
-                rows.append(row)
-                owners.append(index)
-        return {**self._text(rows), **self._vision(examples, owners, budget)}
+        return {**self._text([self.encode(example, budget) for example in examples]), **self.vision(examples, budget)}
 
-    def vision(self, examples: Sequence[Example], num_queries: int) -> dict[str, torch.Tensor]:
-        """The part of a batch that shows images, each example's once; examples need no questions for it."""
-        return self._vision(examples, list(range(len(examples))), num_queries)
-
-    def text(self, examples: Sequence[Example], num_queries: int) -> dict[str, torch.Tensor]:
-        """The part of a batch that is tokens, masks and labels."""
-        return self._text([row for item in examples for row in self._rows(self.encode(item, num_queries), item)])
-
-    def sequence_lengths(self, example: Example) -> list[int]:
-        """Tokens of each sequence that an example becomes at the largest budget, found without opening an image."""
+    def sequence_length(self, example: Example) -> int:
+        """Tokens of an example's sequence at the largest budget, found without opening an image."""
         frame = self.encode(example, max(self.budgets))
-        return [
-            len(frame.prefix) + sum(len(question) + len(answer) for question, answer in row.pairs)
-            for row in self._rows(frame, example)
-        ]
+        return len(frame.prefix) + sum(len(question) + len(answer) for question, answer in frame.pairs)
 
     def draw_budget(self, examples: Sequence[Example]) -> int:
         """The budget of a batch, which depends on the seed, the epoch and the batch's own questions and images'
@@ -179,26 +160,20 @@ class SceneCollator:
         rests = [ids[cut:] for ids in prompt_ids]
         return EncodedFrame(first[:cut], list(zip(rests, answer_ids, strict=True)))
 
-    def _rows(self, frame: EncodedFrame, example: Example) -> list[EncodedFrame]:
-        if len(frame.pairs) > 1:
-            raise ValueError(
-                f"expected examples of one question, got {len(frame.pairs)}; PackedSceneCollator takes whole frames"
-            )
-        self._check_length(frame, example["pairs"][0][0])
-        return [frame]
-
-    def _check_length(self, row: EncodedFrame, question: str) -> None:
-        """Of a sequence with a single pair."""
-        length = len(row.prefix) + sum(len(ids) for ids in row.pairs[0])
-        if self.max_length is not None and length > self.max_length:
-            raise ValueError(
-                f"a question takes {length} tokens with its images and answer, more than "
-                f"max_length={self.max_length}: {question!r}. "
-                "Raise max_length, lower num_queries, or leave the question out"
-            )
-
     def _text(self, rows: list[EncodedFrame]) -> dict[str, torch.Tensor]:
-        """Padded ids, labels and mask, each (batch, sequence)."""
+        """Padded ids, labels and mask, each (batch, sequence).
+
+        Raises:
+            ValueError: rows of more than one question, which this attention mask would let see each other.
+        """
+        if most := [row for row in rows if len(row.pairs) > 1]:
+            raise ValueError(
+                f"expected examples of one question, got {len(most[0].pairs)}; PackedSceneCollator takes whole frames"
+            )
+        return self._padded(rows)
+
+    def _padded(self, rows: list[EncodedFrame]) -> dict[str, torch.Tensor]:
+        """Each (batch, sequence)."""
         ids, labels = [], []
         for row in rows:
             ids.append(list(row.prefix))
@@ -212,28 +187,19 @@ class SceneCollator:
             "labels": _pad(labels, IGNORED),
         }
 
-    def _vision(self, examples: Sequence[Example], owners: list[int], budget: int) -> dict[str, torch.Tensor]:
-        """Images, or their features, of the rows that belong to the examples `owners`; each is opened once."""
-        scenes = [self.shown(example) for example in examples]
-        counts = [len(scene) for scene in scenes]
-        if not sum(counts):
+    def vision(self, examples: Sequence[Example], num_queries: int) -> dict[str, torch.Tensor]:
+        """The part of a batch that shows images, or their features; examples need no questions for it."""
+        scenes = [scene for scene in map(self.shown, examples) if scene]
+        if not scenes:
             return {}
         if self.features is None:
-            inputs = self.processor(
-                images=[scene for scene in scenes if scene], num_queries=budget, return_tensors="pt"
-            )
-            vision = {"pixel_values": inputs["pixel_values"], "camera_ids": inputs["camera_ids"]}
-        else:
-            names = [name for scene in scenes for name in scene]
-            vision = {
-                "vision_features": torch.stack([self.features[path] for scene in scenes for path in scene.values()]),
-                "camera_ids": torch.tensor([self.processor.cameras.index(name) for name in names]),
-            }
-        if owners == list(range(len(examples))):
-            return vision
-        groups = torch.arange(sum(counts)).split(counts)
-        images = torch.cat([groups[owner] for owner in owners])
-        return {name: values[images] for name, values in vision.items()}
+            inputs = self.processor(images=scenes, num_queries=num_queries, return_tensors="pt")
+            return {"pixel_values": inputs["pixel_values"], "camera_ids": inputs["camera_ids"]}
+        names = [name for scene in scenes for name in scene]
+        return {
+            "vision_features": torch.stack([self.features[path] for scene in scenes for path in scene.values()]),
+            "camera_ids": torch.tensor([self.processor.cameras.index(name) for name in names]),
+        }
 
 
 class PackedSceneCollator(SceneCollator):
@@ -244,8 +210,6 @@ class PackedSceneCollator(SceneCollator):
     sequence).
 
     Args:
-        max_pairs: most questions per sequence. A frame with more, or one that exceeds `max_length`, becomes several
-            sequences, each with the images again.
         mask_dtype: `torch.bool`, or the floating type of an additive mask.
         Others: see `SceneCollator`.
     """
@@ -255,36 +219,15 @@ class PackedSceneCollator(SceneCollator):
         processor: Any,
         cameras: Sequence[str] | None = None,
         num_queries: int | Sequence[int] | None = None,
-        max_length: int | None = None,
         features: Mapping[str, torch.Tensor] | None = None,
         seed: int = 0,
-        max_pairs: int | None = None,
         mask_dtype: torch.dtype = torch.bool,
     ):
-        super().__init__(processor, cameras, num_queries, max_length, features, seed)
-        if max_pairs is not None and max_pairs < 1:
-            raise ValueError(f"max_pairs must be at least 1; got {max_pairs}")
-        self.max_pairs = max_pairs
+        super().__init__(processor, cameras, num_queries, features, seed)
         self.mask_dtype = mask_dtype
 
-    def _rows(self, frame: EncodedFrame, example: Example) -> list[EncodedFrame]:
-        """Split in the order of the questions, each sequence as full as the limits allow."""
-        rows: list[EncodedFrame] = []
-        length = 0
-        for (question, _), pair in zip(example["pairs"], frame.pairs, strict=True):
-            tokens = len(pair[0]) + len(pair[1])
-            full = not rows or (self.max_pairs is not None and len(rows[-1].pairs) == self.max_pairs)
-            if full or (self.max_length is not None and length + tokens > self.max_length):
-                rows.append(EncodedFrame(frame.prefix, []))
-                length = len(frame.prefix)
-            rows[-1].pairs.append(pair)
-            length += tokens
-            if len(rows[-1].pairs) == 1:
-                self._check_length(rows[-1], question)
-        return rows
-
     def _text(self, rows: list[EncodedFrame]) -> dict[str, torch.Tensor]:
-        batch = super()._text(rows)
+        batch = self._padded(rows)
         positions, groups = [], []
         for row in rows:
             positions.append(list(range(len(row.prefix))))

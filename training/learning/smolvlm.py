@@ -145,23 +145,22 @@ class _SmolVLMInputs:
         prefix = [token for id in frame.prefix for token in (next(tokens) if id == image_token_id else [id])]
         return EncodedFrame(prefix, frame.pairs)
 
-    def _vision(self, examples: Sequence[Example], owners: list[int], budget: int) -> dict[str, torch.Tensor]:
+    def vision(self, examples: Sequence[Example], num_queries: int) -> dict[str, torch.Tensor]:
         scenes: list[Mapping[str, Any]] = [self.shown(example) for example in examples]  # type: ignore[attr-defined]
         if not any(scenes):
             return {}
         if self.features is not None:  # type: ignore[attr-defined]
-            return self._cached(scenes, owners)
-        vision = self.processor.pixels([list(scene.values()) for scene in scenes])
-        return {name: values[owners] for name, values in vision.items()}
+            return self._cached(scenes)
+        return self.processor.pixels([list(scene.values()) for scene in scenes])
 
-    def _cached(self, scenes: list[Mapping[str, Any]], owners: list[int]) -> dict[str, torch.Tensor]:
-        """Features in the place of pixels, (rows, images, 1, patches, hidden); zeros are padding, as in pixels."""
+    def _cached(self, scenes: list[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Features in the place of pixels, (scenes, images, 1, patches, hidden); zeros are padding, as in pixels."""
         features = [
             torch.stack([self.features[path] for path in scene.values()])  # type: ignore[attr-defined]
             for scene in scenes
         ]
         padded = nn.utils.rnn.pad_sequence(features, batch_first=True)  # (scenes, most images, patches, hidden)
-        return {"pixel_values": padded[owners][:, :, None].float()}
+        return {"pixel_values": padded[:, :, None].float()}
 
 
 class BaselineCollator(_SmolVLMInputs, SceneCollator):
