@@ -148,6 +148,7 @@ def test_a_run_that_has_ended_is_repeated_for_nothing_else(root, tmp_path, capsy
     assert "nothing to do" in capsys.readouterr().out
     for changes, message in (
         ({"config": {"max_steps": 2}}, "max_steps was 1, is 2"),
+        ({"config": {"max_steps": 1}, "questions": "bus"}, "questions_like was None, is 'bus'"),
         ({"config": {"max_steps": 1}, "checkpoint": "wide"}, "checkpoint was .*smoldriver', is .*wide"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -126,6 +126,8 @@ def is_finished(result: Path, args: Any, config: TrainingArguments, rows: Rows, 
     """
     now = {name: value for name, value in dataclasses.asdict(args).items() if name not in (*WHERE, "merge")}
     now |= {name: origin(now[name]) for name in SOURCES if name in now}
+    if "questions" in now:  # which in this record is how many
+        now["questions_like"] = now.pop("questions")
     now |= {name: str(getattr(config, name)) for name in SAME_SETTINGS}
     now |= {name: getattr(config, name) for name in HOW_LONG}
     now["questions_per_step"] = (
