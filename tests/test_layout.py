@@ -39,14 +39,11 @@ LONG_FILES = {
     "training/toyworld/questions.py": "waits for its cut",
 }
 LONG_FUNCTIONS = {
-    "training/assemble.py assemble": "waits for its cut",
     "training/evaluate.py main": "waits for its cut",
     "training/evaluation/answering.py load_answerer": "waits for its cut",
     "training/memory.py estimate": "waits for its cut",
     "training/metrics/drivelm.py score_drivelm": "waits for its cut",
     "training/toyworld/nuscenes_tables.py _fixed_tables": "a list of nuScenes' constant records, one after the other",
-    "training/toyworld/smolvlm.py build": "waits for its cut",
-    "training/transfer.py main": "waits for its cut",
 }
 # Modules without a test file of their name in the mirrored place, and where they are tested.
 TESTED_IN = {
