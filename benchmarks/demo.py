@@ -87,6 +87,13 @@ def ask_held_out(export: Path, evaluation: Path, blind_evaluation: Path, answers
     return result
 
 
+def losses_of(run: Path, of: str = "") -> list[str]:
+    """NAME=FILE for `training.report`: every stage of a run that wrote its losses."""
+    stages = json.loads((run / "run.json").read_text())["stages"]
+    files = {name: Path(stage["arguments"]["output_dir"]) / "metrics.jsonl" for name, stage in stages.items()}
+    return [f"{of}{name}={file}" for name, file in files.items() if file.is_file()]
+
+
 def held_out_images(evaluation: Path, scene: str) -> dict[str, str]:
     """{camera: file} of a scene's first frame, from the data that was evaluated on."""
     metrics = json.loads((evaluation / "metrics.json").read_text())
@@ -149,22 +156,22 @@ def main(args: DemoArguments) -> Path:
             only=list(SHOWN_MODELS),
         )
     )
+    asked = json.loads((evaluation / "metrics.json").read_text())["arguments"]
     trained, baseline = evaluation.parent, root / "seed0" / "smolvlm-ft"
     once(
         export / "config.json",
         "export, and prove the export in a clean process",
-        *("-m", "hub_export", "build", "--checkpoint", str(trained / "merge")),
+        *("-m", "hub_export", "build", "--checkpoint", asked["checkpoint"]),
         *("--metrics", str(evaluation / "metrics.json"), "--out", str(export)),
         "--only_installed",  # the demo works without a network; other transformers would come from one
     )
     said = ask_held_out(export, evaluation, blind, answers)
-    losses = [f"{name}={trained / name / 'metrics.jsonl'}" for name in ("transfer", "heal", "adapt")]
-    losses.append(f"SmolVLM-FT={baseline / 'baseline' / 'metrics.jsonl'}")
+    losses = [*losses_of(trained), *losses_of(baseline, "SmolVLM-FT, ")]
     runs = (evaluation, baseline / "evaluation")
     once(
         report,
         "report",
-        *("-m", "training.report", "--runs", *map(str, runs), "--data", str(root / "common" / "prepare")),
+        *("-m", "training.report", "--runs", *map(str, runs), "--data", asked["data"]),
         *("--losses", *losses, "--output", str(report), "--title", "SmolDriver on the toy world: does it look?"),
     )
     show(results, said, report, (time.monotonic() - began) / 60)

@@ -44,30 +44,30 @@ from training.files import command_of, write_json
 from training.run import ROOT
 from training.stages import PlannedStage, Recipe, kinds_of, module_of, needed, plan, read_recipe
 
-PRETRAINED = "pretrain"  # the section that ends with the SmolVLM that all models start from
-SMOLDRIVER = ("assemble", "transfer", "heal", "adapt", "merge")
-TRAINED = ("transfer", "heal")  # what trains the projector: `adapt` leaves it as `heal` made it
+Changes = Mapping[str, Mapping[str, Any]]
+"""Section of the recipe → arguments that a variant has in place of the recipe's"""
+
 UNSEEN = {"weathers": ["fog"], "scenes": 60, "seed": 2}  # the recipe's worlds have no fog
-VARIANTS: dict[str, tuple[tuple[str, ...], dict[str, dict[str, Any]]]] = {
-    "smoldriver": (SMOLDRIVER, {}),
-    "smolvlm-ft": (("baseline",), {}),
-    "blind": (("assemble", "blind"), {}),
-    "position-keys": (SMOLDRIVER, {"assemble": {"key_source": "position"}}),
-    "shared-qformer": (SMOLDRIVER, {stage: {"shared_qformer": True} for stage in TRAINED}),
-    "untrained-queries": (SMOLDRIVER, {stage: {"keep_frozen": r".*\.queries"} for stage in TRAINED}),
-    "no-transfer": (tuple(s for s in SMOLDRIVER if s != "transfer"), {"heal": {"from": "assemble"}}),
+QUICK: dict[str, tuple[str, Changes]] = {
+    "smoldriver": ("merge", {}),
+    "smolvlm-ft": ("baseline", {}),
+    "blind": ("blind", {}),
 }
-"""Name → sections of the recipe, and what is changed in them."""
+ABLATIONS: dict[str, tuple[str, Changes]] = {  # `adapt` leaves the projector as `transfer` and `heal` made it
+    "position-keys": ("merge", {"assemble": {"key_source": "position"}}),
+    "shared-qformer": ("merge", dict.fromkeys(("transfer", "heal"), {"shared_qformer": True})),
+    "untrained-queries": ("merge", dict.fromkeys(("transfer", "heal"), {"keep_frozen": r".*\.queries"})),
+    "no-transfer": ("merge", {"heal": {"from": "assemble"}}),
+}
+VARIANTS = QUICK | ABLATIONS
+"""Name → the section whose result is asked, and what is changed on the way there."""
 ONE_THREAD = {  # as runs go on side by side; the rest keeps what was once allocated, as in the recipes
     "OMP_NUM_THREADS": "1",
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
     "MALLOC_TRIM_THRESHOLD_": "8589934592",
     "MALLOC_TOP_PAD_": "268435456",
 }
-QUICK = ("smoldriver", "smolvlm-ft", "blind")
 MODELS = ("smolvlm", *QUICK)
-ABLATIONS = tuple(variant for variant in VARIANTS if variant not in MODELS)
-RESULTS = {"smolvlm-ft": "baseline/final", "blind": "blind/final"}  # others: merged
 BUDGETS = (1, 2, 4, 8, 16)
 TEST_FRAMES = 50  # of the test split, chosen by hash
 QUICK_FRAMES = 30
@@ -95,14 +95,19 @@ def run_name(variant: str, seed: int) -> str:
 
 
 def common_stages(root: Path, whole: Recipe) -> dict[str, PlannedStage]:
-    """What all runs share: the worlds and the SmolVLM that is pre-trained on them."""
-    return planned({name: whole.sections[name] for name in shared_sections(whole)}, root / "common", root, whole)
+    """What all models share: the worlds and the SmolVLM that is pre-trained on them."""
+    stages = plan(whole.sections, root, whole.data)
+    of_each = [needed(stages, result) for result, _ in QUICK.values()]
+    shared = [name for name in whole.sections if all(name in names for names in of_each)]
+    return planned({name: whole.sections[name] for name in shared}, root / "common", root, whole)
 
 
-def shared_sections(whole: Recipe) -> list[str]:
-    """The sections that the pre-trained SmolVLM and the driving questions are made by."""
-    everything = plan(whole.sections, Path(whole.output_dir), whole.data)
-    return needed(everything, PRETRAINED, *([whole.data] if whole.data in everything else []))
+def pretrained_smolvlm(root: Path, whole: Recipe) -> Path:
+    """What the baseline is fine-tuned from."""
+    baseline = plan(whole.sections, root, whole.data)[QUICK["smolvlm-ft"][0]]
+    if baseline.source is None:
+        raise ValueError(f"{whole.file}: section {QUICK['smolvlm-ft'][0]} must start from a SmolVLM of the recipe")
+    return common_stages(root, whole)[baseline.source].result
 
 
 def planned(
@@ -120,15 +125,17 @@ def planned(
     return plan(placed, folder, whole.data, made)
 
 
-def recipe_of(variant: str, seed: int, root: Path, whole: Recipe) -> dict[str, Any]:
-    """A variant's recipe: sections of the whole one, with this run's folders, seed and changes."""
-    names, changes = VARIANTS[variant]
-    sections = {name: whole.sections[name] | changes.get(name, {}) for name in names}
+def variant_stages(variant: str, seed: int, root: Path, whole: Recipe) -> dict[str, PlannedStage]:
+    """The stages of a variant that are not shared, with this run's folders, seed and changes."""
+    result, changes = VARIANTS[variant]
+    changed = {name: section | dict(changes.get(name, {})) for name, section in whole.sections.items()}
+    common = common_stages(root, whole)
+    names = [name for name in needed(plan(changed, root, whole.data), result) if name not in common]
+    sections = {name: changed[name] for name in names}
     for section in sections.values():
         if "seed" in field_names(section["module"]):
             section["seed"] = seed
-    stages = planned(sections, root / run_name(variant, seed), root, whole, common_stages(root, whole))
-    return written(root / run_name(variant, seed), stages, ONE_THREAD)
+    return planned(sections, root / run_name(variant, seed), root, whole, common)
 
 
 def written(folder: Path, stages: dict[str, PlannedStage], env: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,35 +188,53 @@ def evaluate(checkpoint: Path, data: Path, folder: Path, *options: str) -> None:
     file.write_text(asked)
 
 
-def make_common(root: Path, whole: Recipe, brief: bool) -> Path:
-    """The data, the unseen weather unless in brief, and the pre-trained SmolVLM; returns that one's folder."""
-    stages = common_stages(root, whole)
-    run_recipe(written(root / "common", stages, whole.env))
+def make_common(root: Path, whole: Recipe, brief: bool) -> None:
+    """The data, the pre-trained SmolVLM, and unless in brief the same data in an unseen weather."""
+    run_recipe(written(root / "common", common_stages(root, whole), whole.env))
     if not brief:
-        world, prepare = whole.sections["toyworld"], whole.sections["prepare"]
-        unseen = {"toyworld": world | UNSEEN, "prepare": prepare | {"split": "test"}}
-        run_recipe(written(root / "unseen", planned(unseen, root / "unseen", root, whole), {}))
-    return stages[PRETRAINED].result
+        run_recipe(written(root / "unseen", unseen_stages(root, whole), {}))
+
+
+def unseen_stages(root: Path, whole: Recipe) -> dict[str, PlannedStage]:
+    """The world that the driving questions are about in another weather, all of it to be asked about."""
+    data = driving_questions(whole)
+    world = whole.sections[data]["from"]
+    sections = {world: whole.sections[world] | UNSEEN, data: whole.sections[data] | {"split": "test"}}
+    return planned(sections, root / "unseen", root, whole)
+
+
+def driving_questions(whole: Recipe) -> str:
+    """The section that prepares what all models are adapted to and asked about.
+
+    Raises:
+        ValueError: the recipe's data are not made by the recipe.
+    """
+    if whole.data not in whole.sections:
+        raise ValueError(f"{whole.file}: data must name the section that prepares a toy world; got {whole.data!r}")
+    return whole.data
 
 
 def run_variant(variant: str, seed: int, root: Path, whole: Recipe, args: ToyworldArguments) -> None:
     """Train a variant and ask it everything."""
-    recipe, folder = recipe_of(variant, seed, root, whole), root / run_name(variant, seed)
-    run_recipe(recipe)
-    evaluate_variant(variant, seed, folder / RESULTS.get(variant, "merge"), root, folder, args)
+    stages, folder = variant_stages(variant, seed, root, whole), root / run_name(variant, seed)
+    run_recipe(written(folder, stages, ONE_THREAD))
+    evaluate_variant(variant, seed, stages[VARIANTS[variant][0]].result, root, folder, driving_questions(whole), args)
 
 
 def evaluate_variant(
-    variant: str, seed: int, checkpoint: Path, root: Path, folder: Path, args: ToyworldArguments
+    variant: str, seed: int, checkpoint: Path, root: Path, folder: Path, questions: str, args: ToyworldArguments
 ) -> None:
     """The sighted model beside blind controls and at all budgets; its first seed under more controls.
 
     Ablations are asked sighted and with black images only.
+
+    Args:
+        questions: the section that prepared them.
     """
     options = ["--batch_size", "32", "--attention_frames", "8", "--max_new_tokens", "40"]
     frames = BRIEF_FRAMES if args.brief else QUICK_FRAMES if args.quick else TEST_FRAMES
     options += ["--max_frames", str(frames)]
-    data, unseen = root / "common" / "prepare", root / "unseen" / "prepare"
+    data, unseen = root / "common" / questions, root / "unseen" / questions
     if variant not in MODELS:
         evaluate(checkpoint, data, folder / "evaluation", *options, "--controls", "black", "--budgets", "1")
         return
@@ -218,8 +243,7 @@ def evaluate_variant(
         evaluate(checkpoint, data, folder / "evaluation", *options, "--controls", "text_only")
         return
     thorough = seed == 0 and variant == "smoldriver" and not args.quick
-    controls = ["template_majority", "black", "wrong_scene"]
-    controls += ["cameras", "questions"] if thorough else []
+    controls = ["blind", *(["cameras", "questions"] if thorough else [])]
     budgets = ["--budgets", *map(str, BUDGETS)] if variant == "smoldriver" else []
     evaluate(checkpoint, data, folder / "evaluation", *options, "--controls", *controls, *budgets)
     if not args.brief:
@@ -245,17 +269,18 @@ def main(args: ToyworldArguments) -> dict[str, Any]:
     fetch_dinov2_small()
     fetch_minilm()
     print(f"worlds, pictures and a SmolVLM pre-trained on them (progress: {root / 'common' / 'log.txt'})", flush=True)
-    pretrained = make_common(root, whole, args.brief)
+    make_common(root, whole, args.brief)
     print(f"done, {(time.monotonic() - began) / 60:.1f} min; now the models, two at a time", flush=True)
     jobs: dict[str, Callable[[], None]] = {
         run_name(variant, seed): partial(run_variant, variant, seed, root, whole, args)
-        for chosen, of in ((MODELS, seeds), (ABLATIONS, seeds[: args.ablation_seeds]))
+        for chosen, of in ((QUICK, seeds), (ABLATIONS, seeds[: args.ablation_seeds]))
         for seed in of
         for variant in variants
-        if variant in VARIANTS and variant in chosen
+        if variant in chosen
     }
     if "smolvlm" in variants:
-        jobs["smolvlm"] = partial(evaluate_variant, "smolvlm", -1, pretrained, root, root / "smolvlm", args)
+        asked = (pretrained_smolvlm(root, whole), root, root / "smolvlm", driving_questions(whole))
+        jobs["smolvlm"] = partial(evaluate_variant, "smolvlm", -1, *asked, args)
     settings = {
         "command": command_of("toyworld", args, package="benchmarks"),
         "arguments": asdict(args),

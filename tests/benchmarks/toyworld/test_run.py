@@ -2,16 +2,27 @@
 predictions."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from benchmarks import tables
 from benchmarks.toyworld.results import collect
-from benchmarks.toyworld.run import VARIANTS, recipe_of
+from benchmarks.toyworld.run import (
+    ONE_THREAD,
+    VARIANTS,
+    common_stages,
+    pretrained_smolvlm,
+    run_name,
+    unseen_stages,
+    variant_stages,
+    written,
+)
 from training.run import ROOT
-from training.stages import RECIPES, plan, read_recipe
+from training.stages import RECIPES, Recipe, plan, read_recipe
 
 RECIPE = RECIPES / "toyworld.yaml"
 
@@ -30,13 +41,24 @@ def test_all_models_have_equal_means(name):
     assert recipe["toyworld"]["seed"] != recipe["pictures"]["seed"]
 
 
+SECTIONS = {
+    "smolvlm-ft": ["baseline"],
+    "blind": ["assemble", "blind"],
+    "no-transfer": ["assemble", "heal", "adapt", "merge"],
+}  # of the others: all that make SmolDriver
+
+
+def recipe_of(variant: str, seed: int, root: Path, whole: Recipe) -> dict[str, Any]:
+    return written(root / run_name(variant, seed), variant_stages(variant, seed, root, whole), ONE_THREAD)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_variant_differs_in_nothing_but_its_changes(variant, tmp_path):
     whole = read_recipe(str(RECIPE))
     recipe = recipe_of(variant, 7, tmp_path, whole)
-    names, changes = VARIANTS[variant]
+    _, changes = VARIANTS[variant]
     sections = {name: section for name, section in recipe.items() if name not in ("output_dir", "env")}
-    assert list(sections) == [name for name in whole.sections if name in names]
+    assert list(sections) == SECTIONS.get(variant, ["assemble", "transfer", "heal", "adapt", "merge"])
     everything = plan(whole.sections, Path(whole.output_dir), whole.data)
     ours = {"seed", "feature_cache", "output_dir", *everything["assemble"].stage.inputs}  # where things lie
     for name, section in sections.items():
@@ -51,6 +73,18 @@ def test_a_variant_differs_in_nothing_but_its_changes(variant, tmp_path):
     assert {name: stage.arguments for name, stage in again.items()} == {
         name: {key: value for key, value in section.items() if key != "module"} for name, section in sections.items()
     }
+
+
+def test_what_all_models_share(tmp_path):
+    whole = read_recipe(str(RECIPE))
+    made = list(whole.sections)[: list(whole.sections).index("assemble")]
+    assert list(common_stages(tmp_path, whole)) == made
+    assert pretrained_smolvlm(tmp_path, whole) == tmp_path / "common" / "pretrain" / "final"
+    unseen = unseen_stages(tmp_path, whole)
+    assert unseen["toyworld"].arguments["weathers"] == ["fog"] and unseen["prepare"].arguments["split"] == "test"
+    assert unseen["prepare"].arguments["image_root"] == str(tmp_path / "unseen" / "toyworld")
+    with pytest.raises(ValueError, match="data must name the section that prepares a toy world; got 'elsewhere'"):
+        unseen_stages(tmp_path, replace(whole, data="elsewhere"))
 
 
 def test_runs_share_the_worlds_and_caches_and_name_their_inputs_by_path(tmp_path):
