@@ -4,7 +4,7 @@ BIN := .venv/bin
 # glibc gives memory back after every training step; keeping it makes CPU steps several times faster on some machines.
 KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592
 
-.PHONY: help demo benchmark style check test slow bench nine-frames tables clean
+.PHONY: help demo benchmark style check test slow bench nine-frames scene tables clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
@@ -45,11 +45,15 @@ slow: .venv/installed  ## the slow tests too; some download from the package ind
 
 bench: .venv/installed  ## speed against SmolVLM, as ratios in one run (a quiet machine, about half an hour)
 	$(KEEP_MEMORY) $(BIN)/python -m benchmarks.speed --output benchmarks/results/speed.json
+	$(KEEP_MEMORY) $(BIN)/python -m benchmarks.packing --output benchmarks/results/packing.json
 	$(BIN)/python -m benchmarks.tables
 
 nine-frames: .venv/installed  ## over-fit nine real DriveLM frames (needs ../shared) and ask about them
 	$(KEEP_MEMORY) OMP_NUM_THREADS=1 $(BIN)/python -m training.overfit --image_root ../shared/drivelm \
 		--drivelm_json ../shared/drivelm/drivelm_9frames.json --output_dir outputs/nine-frames
+
+scene: .venv/installed  ## draw the README's picture of the toy world
+	$(BIN)/python -m benchmarks.scene
 
 tables: .venv/installed  ## rewrite the README's generated parts from benchmarks/results
 	$(BIN)/python -m benchmarks.tables

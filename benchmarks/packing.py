@@ -1,6 +1,6 @@
 """What scene packing and the feature cache save: the same training steps done four ways, in turns, in one run.
 
-    python -m benchmarks.packing --output outputs/training.json
+    python -m benchmarks.packing --output benchmarks/results/packing.json
     python -m benchmarks.packing --output outputs/quick.json --quick    # tiny: shows that it works, says nothing
     about speed
 

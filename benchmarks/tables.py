@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.markdown import number, percent, table
+from benchmarks.speed.report import report as speed_report
 from benchmarks.tree import tree
 from training.files import write_text
 
@@ -24,12 +26,12 @@ TREE = re.compile(r"```text tree\n.*?```", re.S)
 
 def nine_frames(run: dict[str, Any]) -> str:
     """The over-fitting check."""
+    differing = run["questions_answered_differently_between_frames"]
     rows = [
         ("questions", f"{run['questions']}"),
         ("exact match, true images", f"{run['exact_match']:.3f}"),
         (
-            f"exact match on the {run['questions_answered_differently_between_frames']} whose answers differ between "
-            "frames, true images",
+            f"exact match on the {differing} whose answers differ between frames, true images",
             f"{run['exact_match_differing']:.3f}",
         ),
         (
@@ -40,16 +42,30 @@ def nine_frames(run: dict[str, Any]) -> str:
         ("answers that became the other frame's", f"{run['swapped_answers_equal_to_the_other_frames_reference']:.3f}"),
         ("minutes of training, one CPU thread", f"{run['minutes_fitting']:.0f}"),
     ]
-    lines = ["| trained and asked on the same nine frames | |", "|---|---|"]
-    lines += [f"| {name} | {value} |" for name, value in rows]
+    lines = table(["trained and asked on the same nine frames", ""], rows)
     return "\n".join([*lines, "", f"Command: `{run['command']}`; split {run['split_hash'][:12]}."])
 
 
-def speed(results: dict[str, Any]) -> str:
-    """The speed table, as the benchmark itself words it."""
-    from benchmarks.speed.report import table
-
-    return re.sub(r"^# Speed\n+", "", table(results)).strip()
+def packing(run: dict[str, Any]) -> str:
+    """What one sequence per frame and the feature cache save."""
+    slowest = run["ways"]["one per sequence, live"]["questions_per_second"]
+    rows = [
+        [
+            way,
+            str(found["tokens"]),
+            number(found["questions_per_second"]),
+            number(found["questions_per_second"] / slowest),
+        ]
+        for way, found in run["ways"].items()
+    ]
+    questions = run["settings"]["questions"]
+    lines = table([f"a training step on {questions} questions of a frame", "tokens", "questions/s", "×"], rows)
+    note = (
+        f"{run['parameters_million']:.0f} million weights, six images at {run['image_size']} px, CPU seconds of one "
+        "thread: only ratios mean much. Command: "
+        "`python -m benchmarks.packing --output benchmarks/results/packing.json`."
+    )
+    return "\n".join([*lines, "", note])
 
 
 TITLES = {
@@ -58,9 +74,9 @@ TITLES = {
     "smoldriver": "**SmolDriver**",
     "blind": "blind: the same language model, no images",
 }
-# The fourth blind control, text only, is the last row: a model that was trained without images.
 BLIND_COLUMNS = {
     "template_majority": "best answer per template %",
+    "text_only": "no images %",
     "black": "black images %",
     "wrong_scene": "other scene's images %",
 }
@@ -80,10 +96,6 @@ CONTROLS = {
 }
 
 
-def percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}"
-
-
 def spread(model: dict[str, Any], group: str) -> str:
     """A figure in percent, with the seeds' own where there are several."""
     text = percent(model[group]["estimate"])
@@ -91,114 +103,103 @@ def spread(model: dict[str, Any], group: str) -> str:
     return text if len(seeds) < 2 else f"{text} ({' '.join(percent(value) for value in seeds)})"
 
 
-def gap(interval: dict[str, Any]) -> str:
-    """A difference in points, with its interval."""
+def gap(interval: dict[str, Any] | None) -> str:
+    """A difference in points, with its interval; nothing where there is none."""
+    if interval is None:
+        return ""
     low, high = interval["low"], interval["high"]
     return f"{100 * interval['estimate']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
 
 def toyworld(run: dict[str, Any]) -> str:
     """The embedded benchmark: three models beside their blind versions, budgets, ablations, unseen weather."""
-    models, blind = run["models"], run["sighted_minus_trained_blind"]
-    header = ["", "visual tokens", "perception %", "all %", "sighted − blind, perception", "sighted − blind, all"]
-    header += [*BLIND_COLUMNS.values(), "BLEU (seed's)", "BERTScore F1", "unseen fog %"]
-    lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
-    for name, title in TITLES.items():
-        if name not in models:
-            continue
-        model = models[name]
-        controls, unseen = model["controls"], model.get("unseen", {})
-        cells = [
-            title,
-            f"{model['visual_tokens_per_scene']:.0f}",
-            spread(model, "perception"),
-            spread(model, "accuracy"),
-            gap(blind[name]["perception"]) if name in blind else "",
-            gap(blind[name]["accuracy"]) if name in blind else "",
-            *(percent(controls.get(control, {}).get("perception")) for control in BLIND_COLUMNS),
-            *("–" if model[score] is None else f"{model[score]:.3f}" for score in ("seed_bleu", "bert_score_f1")),
-            percent(unseen.get("sighted", {}).get("perception")),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
+    models = run["models"]
+    sighted = [model for name, model in models.items() if name in TITLES and name != "blind"]
+    asked = [control for control in BLIND_COLUMNS if any(control in model["controls"] for model in sighted)]
     ours = models.get("smoldriver")
+    parts = [_models(run, asked)]
     if ours:
-        lines += [
-            "",
-            *_budgets(run, ours),
-            "",
-            *_ablations(run, models),
-            "",
-            *_controls(ours),
-            "",
-            *_corruptions(ours),
-        ]
+        parts += [_budgets(run, ours), _ablations(run, models), _controls(ours), _corruptions(ours)]
     seeds = max(model["seeds"] for model in models.values())
-    lines += [
-        "",
+    note = (
         f"Right answers on {ours['questions'] if ours else 0} questions about scenes that no model has seen; "
         f"{seeds} seed{'s' if seeds > 1 else ''}, each one's own figure in brackets; two models are compared on the "
         "seeds that both have (ablations and changed images or questions: the first); square brackets: 95 % intervals "
-        "over scenes. BERTScore with MiniLM, "
-        f"not comparable with other encoders'. Command: `{run['command'].strip()}`; split {run['split_hash'][:12]}.",
-    ]
-    return "\n".join(lines)
+        "over scenes. Blind columns: perception. "
+    )
+    if "text_only" not in asked:
+        note += "Text only, the fourth blind control, was asked of the blind model alone in this run. "
+    note += (
+        "BERTScore with MiniLM, not comparable with other encoders'. "
+        f"Command: `{run['command'].strip()}`; split {run['split_hash'][:12]}."
+    )
+    return "\n\n".join("\n".join(lines) for lines in [*parts, [note]] if lines)
+
+
+def _models(run: dict[str, Any], asked: list[str]) -> list[str]:
+    header = ["", "visual tokens", "perception %", "all %", "sighted − blind, perception", "sighted − blind, all"]
+    header += [BLIND_COLUMNS[control] for control in asked]
+    rows = []
+    for name, model in ((name, run["models"][name]) for name in TITLES if name in run["models"]):
+        minus_blind = run["sighted_minus_trained_blind"].get(name, {})
+        rows.append(
+            [
+                TITLES[name],
+                f"{model['visual_tokens_per_scene']:.0f}",
+                spread(model, "perception"),
+                spread(model, "accuracy"),
+                gap(minus_blind.get("perception")),
+                gap(minus_blind.get("accuracy")),
+                *(percent(model["controls"].get(control, {}).get("perception")) for control in asked),
+                *("–" if model[score] is None else f"{model[score]:.3f}" for score in ("seed_bleu", "bert_score_f1")),
+                percent(model.get("unseen", {}).get("sighted", {}).get("perception")),
+            ]
+        )
+    return table([*header, "BLEU (seed's)", "BERTScore F1", "unseen fog %"], rows)
 
 
 def _budgets(run: dict[str, Any], ours: dict[str, Any]) -> list[str]:
     """Accuracy over visual tokens."""
     budgets = sorted(int(name.partition("@")[2]) for name in ours["controls"] if "@" in name)
     minus = run["smoldriver_at_budget_minus_smolvlm_ft"]
-    lines = [
-        "| SmolDriver's tokens per camera | " + " | ".join(map(str, budgets)) + " |",
-        "|" + "---|" * (len(budgets) + 1),
+    rows = [
+        [title, *(percent(ours["controls"][f"sighted@{budget}"][group]) for budget in budgets)]
+        for group, title in (("perception", "perception %"), ("accuracy", "all %"))
     ]
-    for group, title in (("perception", "perception %"), ("accuracy", "all %")):
-        cells = [percent(ours["controls"][f"sighted@{budget}"][group]) for budget in budgets]
-        lines.append(f"| {title} | {' | '.join(cells)} |")
     if minus:
-        cells = [gap(minus[str(budget)]["perception"]) for budget in budgets]
-        lines.append(f"| minus SmolVLM-FT, perception | {' | '.join(cells)} |")
-    return lines
+        rows.append(["minus SmolVLM-FT, perception", *(gap(minus[str(budget)]["perception"]) for budget in budgets)])
+    return table(["SmolDriver's tokens per camera", *map(str, budgets)], rows)
 
 
 def _ablations(run: dict[str, Any], models: dict[str, Any]) -> list[str]:
-    there = [name for name in ABLATIONS if name in models]
-    if len(there) < 2:
-        return []
-    lines = [
-        "| ablation | perception % | at 1 token a camera % | all % | SmolDriver − it, perception |",
-        "|---|---|---|---|---|",
-    ]
-    for name in there:
-        model = models[name]
-        cells = [
-            ABLATIONS[name],
-            spread(model, "perception"),
-            percent(model["controls"].get("sighted@1", {}).get("perception")),
-            spread(model, "accuracy"),
-            gap(run["smoldriver_minus"][name]["perception"]) if name in run["smoldriver_minus"] else "",
+    rows = [
+        [
+            title,
+            spread(models[name], "perception"),
+            percent(models[name]["controls"].get("sighted@1", {}).get("perception")),
+            spread(models[name], "accuracy"),
+            gap(run["smoldriver_minus"].get(name, {}).get("perception")),
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+        for name, title in ABLATIONS.items()
+        if name in models
+    ]
+    header = ["ablation", "perception %", "at 1 token a camera %", "all %", "SmolDriver − it, perception"]
+    return table(header, rows) if len(rows) > 1 else []
 
 
 def _controls(ours: dict[str, Any]) -> list[str]:
     """What becomes of the answers when the images or the questions are not what they were."""
-    there = {name: title for name, title in CONTROLS.items() if name in ours["controls"]}
-    if not there:
-        return []
-    lines = [
-        "| SmolDriver is given | perception % | minus true images, same questions | all % | minus true images |",
-        "|---|---|---|---|---|",
-    ]
-    for name, title in there.items():
+    rows = []
+    for name, title in CONTROLS.items():
+        if name not in ours["controls"]:
+            continue
         found = ours["controls"][name]
-        gaps = found["minus_sighted"]
         cells = [title]
         for group in ("perception", "accuracy"):
-            cells += [percent(found[group]), gap(gaps[group]) if group in gaps else "–"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+            cells += [percent(found[group]), gap(found["minus_sighted"].get(group)) or "–"]
+        rows.append(cells)
+    header = ["SmolDriver is given", "perception %", "minus true images, same questions", "all %", "minus true images"]
+    return table(header, rows) if rows else []
 
 
 def _corruptions(ours: dict[str, Any]) -> list[str]:
@@ -208,43 +209,45 @@ def _corruptions(ours: dict[str, Any]) -> list[str]:
         return []
     names = [name.split(":")[1:] for name in found if name.startswith("corrupt:")]
     severities = sorted({severity for _, severity in names})
-    lines = [
-        f"| corrupted images, perception % ({percent(found['sighted']['perception'])} without) | "
-        + " | ".join(f"severity {severity}" for severity in severities)
-        + " |",
-        "|" + "---|" * (len(severities) + 1),
+    rows = [
+        [
+            kind.replace("_", " "),
+            *(percent(found[f"corrupt:{kind}:{severity}"]["perception"]) for severity in severities),
+        ]
+        for kind in dict.fromkeys(kind for kind, _ in names)
     ]
-    for kind in dict.fromkeys(kind for kind, _ in names):
-        cells = [percent(found[f"corrupt:{kind}:{severity}"]["perception"]) for severity in severities]
-        lines.append(f"| {' | '.join([kind.replace('_', ' '), *cells])} |")
-    return lines
+    title = f"corrupted images, perception % ({percent(found['sighted']['perception'])} without)"
+    return table([title, *(f"severity {severity}" for severity in severities)], rows)
+
+
+ENGINES = {
+    "fp32": "PyTorch, fp32",
+    "int8": "PyTorch, preset int8",
+    "onnx": "ONNX Runtime, fp32",
+    "onnx-int8": "ONNX Runtime, language model in int8",
+}
 
 
 def engines(run: dict[str, Any]) -> str:
     """Accuracy of every engine beside that of fp32."""
-    titles = {
-        "fp32": "PyTorch, fp32",
-        "int8": "PyTorch, preset int8",
-        "onnx": "ONNX Runtime, fp32",
-        "onnx-int8": "ONNX Runtime, language model in int8",
-    }
-    lines = ["| engine | perception % | all % | answers as in fp32 % | MB |", "|---|---|---|---|---|"]
+    rows = []
     for name, found in run["engines"].items():
         right = [
             f"{percent(interval['estimate'])} [{percent(interval['low'])}, {percent(interval['high'])}]"
             for interval in (found["perception"], found["accuracy"])
         ]
-        cells = [titles[name], *right, percent(found["same_answer"]), f"{found['megabytes']:.0f}"]
-        lines.append(f"| {' | '.join(cells)} |")
+        rows.append([ENGINES[name], *right, percent(found["same_answer"]), f"{found['megabytes']:.0f}"])
+    lines = table(["engine", "perception %", "all %", "answers as in fp32 %", "MB"], rows)
     note = f"{run['questions']} questions about {run['frames']} frames. Command: `{run['command']}`; "
     return "\n".join([*lines, "", f"{note}split {run['split_hash'][:12]}."])
 
 
 PARTS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "packing": packing,
     "nine-frames": nine_frames,
     "toyworld": toyworld,
     "engines": engines,
-    "speed": speed,
+    "speed": speed_report,
 }
 
 

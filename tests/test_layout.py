@@ -32,7 +32,7 @@ MOST_ARROWS = 110  # of them those inside the model's flat package, which the Hu
 MOST_FLOORS = 6
 MOST_LINES_OF_A_FILE = 450
 MOST_LINES_OF_A_FUNCTION = 60
-MOST_LINES = {"smoldriver_hf": 2800, "training": 14600, "hub_export": 2950, "benchmarks": 2450}
+MOST_LINES = {"smoldriver_hf": 2800, "training": 14600, "hub_export": 2950, "benchmarks": 2520}
 LONG_FILES = {
     "training/evaluate.py": "waits for its cut",
     "training/report.py": "waits for its cut",
@@ -41,17 +41,16 @@ LONG_FILES = {
 LONG_FUNCTIONS = {
     "training/evaluate.py main": "waits for its cut",
     "training/evaluation/answering.py load_answerer": "waits for its cut",
-    "training/memory.py estimate": "waits for its cut",
     "training/metrics/drivelm.py score_drivelm": "waits for its cut",
     "training/toyworld/nuscenes_tables.py _fixed_tables": "a list of nuScenes' constant records, one after the other",
 }
 # Modules without a test file of their name in the mirrored place, and where they are tested.
 TESTED_IN = {
+    "benchmarks/markdown.py": "benchmarks/test_tables.py",
     "benchmarks/speed/__main__.py": "hardening/test_command_lines.py",
     "benchmarks/speed/measures.py": "benchmarks/speed/test_report.py",
     "benchmarks/speed/parts.py": "benchmarks/speed/test_report.py",
     "benchmarks/speed/run.py": "benchmarks/speed/test_report.py",
-    "benchmarks/tables.py": "benchmarks/toyworld/test_run.py",
     "benchmarks/toyworld/__main__.py": "hardening/test_command_lines.py",
     "benchmarks/toyworld/results.py": "benchmarks/toyworld/test_run.py",
     "benchmarks/tree.py": "test_layout.py",

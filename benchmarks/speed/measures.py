@@ -5,11 +5,9 @@ import functools
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from statistics import median
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel, DynamicCache, SiglipVisionConfig, SiglipVisionModel
@@ -72,15 +70,6 @@ def machine_rates(dtype: torch.dtype, side: int = 2048, megabytes: int = 256) ->
         return min(times)
 
     return {"flops": 2 * side**3 / best(lambda: left @ right), "bandwidth": block.nbytes / best(block.sum)}
-
-
-def exponent(x: Sequence[float], y: Sequence[float]) -> float:
-    """k of y ≈ c · x^k, by least squares of the logarithms."""
-    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
-
-
-def summary(samples: dict[str, list[float]]) -> dict[str, float]:
-    return {name: median(values) for name, values in samples.items()}
 
 
 def count_flops(model: torch.nn.Module, work: Callable[[], Any]) -> int:

@@ -10,7 +10,7 @@ weights, the same text model, tokenizer, questions, number format and threads, m
 machine. Only ratios between lines of one file mean anything.
 
 Every measurement is written to the JSON file as it comes: started again with the same settings, a run goes on where it
-stopped. Beside it come the table (`.md`) and the growth curves (`.png`).
+stopped. At the end it prints its tables; `benchmarks.tables` puts those of benchmarks/results into the README.
 """
 
 import gc
@@ -39,7 +39,7 @@ from benchmarks.speed.measures import (
     smolvlm_vision_flops,
     text_flops,
 )
-from benchmarks.speed.report import NO_TILES, TILES, write_plots, write_table
+from benchmarks.speed.report import NO_TILES, TILES, report
 from smoldriver_hf import CAMERAS
 from smoldriver_hf.loading_smoldriver import load
 from smoldriver_hf.precision_smoldriver import PRECISIONS, set_precision
@@ -410,7 +410,7 @@ class Speed:
 
 
 def main(args: SpeedArguments) -> dict[str, Any]:
-    """Run the sections, write FILE.json, FILE.md and FILE.png, and return the results."""
+    """Run the sections, write the results, print their tables and return the results."""
     if args.quick:
         args.threads, args.rounds, args.new_tokens, args.batch_size = 1, 1, 2, 2
     torch.set_num_threads(args.threads)
@@ -420,7 +420,5 @@ def main(args: SpeedArguments) -> dict[str, Any]:
             if section in args.sections:
                 getattr(speed, section)()
                 gc.collect()
-    table = write_table(speed.results, speed.file.with_suffix(".md"))
-    write_plots(speed.results, speed.file.with_suffix(".png"))
-    print(table)
+    print(report(speed.results))
     return speed.results

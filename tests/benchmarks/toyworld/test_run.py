@@ -150,7 +150,12 @@ def test_figures_follow_from_predictions(tmp_path):
     assert both["smoldriver_minus"]["smolvlm"]["perception"]["estimate"] == pytest.approx(1 / 2)
     assert "no-transfer" in both["models"] and "no-transfer" not in both["smoldriver_minus"]  # no seed in common
     text = tables.toyworld({**report, "command": "python -m benchmarks.toyworld"})
-    assert "best answer per template % | black images % | other scene's images %" in text
+    assert "sighted − blind, all | black images % | BLEU" in text  # the blind controls that were asked
+    assert "Text only, the fourth blind control, was asked of the blind model alone in this run." in text
+    ours["controls"] |= {"text_only": moved, "template_majority": moved}
+    everything = tables.toyworld({**report, "command": "python -m benchmarks.toyworld"})
+    assert "| best answer per template % | no images % | black images % | BLEU" in everything
+    assert "Text only" not in everything
     assert "moved around among the six | 33.3 | -66.7 [" in text
     assert "| **SmolDriver** | 96 | 83.3 (100.0 66.7) |" in text and "+50.0 [" in text
 
