@@ -1,7 +1,7 @@
 """Healing, QLoRA and the SmolVLM baseline: one SFTTrainer script, one set of arguments a run.
 
-    python -m training.finetune --config training/recipes/nine-frames.yaml
-    python -m training.finetune --config training/recipes/nine-frames.yaml --max_steps 10   # any field can be given
+    python -m training.finetune --config SETTINGS.yaml
+    python -m training.finetune --config SETTINGS.yaml --max_steps 10   # any field can be given
     torchrun --nproc_per_node 2 -m training.finetune --config … --per_device_train_batch_size 4   # half of one's 8
 
 `training.run` runs it as a stage of a recipe. Started again after a kill, it goes on from the last whole checkpoint in

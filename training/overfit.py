@@ -3,10 +3,11 @@
     python -m training.overfit --drivelm_json ../shared/drivelm/drivelm_9frames.json \\
         --image_root ../shared/drivelm --output_dir outputs/nine-frames
 
-Assembles the offline parts, fits all questions without coordinates of the given frames, and then asks the saved
-checkpoint through the command line, in processes that cannot import this package. Two figures: exact match with true
-images, and, on the questions whose answers differ between frames, exact match after the six images of a frame with a
-different reference answer were put in their place. A model that does not look cannot tell the two apart.
+`training.run` runs training/recipes/nine-frames.yaml: the offline parts are fitted to the questions about the given
+frames, but for those with coordinates. Then the saved checkpoint is asked through the command line, in processes that
+cannot import this package. Two figures: exact match with true images, and, on the questions whose answers differ
+between frames, exact match after the six images of a frame with a different reference answer were put in their place.
+A model that does not look cannot tell the two apart.
 
 It is a check that the model can learn and looks. It says nothing about unseen scenes.
 """
@@ -18,20 +19,18 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from trl import SFTConfig, TrlParser
-
 import smoldriver_hf
-from training import assemble, finetune, prepare
 from training.command_line import run
 from training.data.rows import Rows, load_rows
-from training.files import flags, is_done, make_note, write_json, write_note
+from training.files import is_done, make_note, write_json, write_note
+from training.run import run as run_recipe
+from training.stages import plan, read_recipe
 
 ASK = Path(smoldriver_hf.__file__).with_name("__main__.py")
-RECIPE = Path(__file__).with_name("recipes") / "nine-frames.yaml"
 
 
 @dataclass
@@ -39,33 +38,26 @@ class OverfitArguments:
     drivelm_json: str = field(metadata={"help": "DriveLM train file with a handful of frames."})
     image_root: str = field(metadata={"help": "Folder that its image paths are relative to."})
     output_dir: str = field(metadata={"help": "Folder for everything."})
-    recipe: str = field(default=str(RECIPE), metadata={"help": "Recipe of the fit."})
+    recipe: str = field(default="nine-frames", metadata={"help": "Recipe of the fit, as training.run takes it."})
 
 
-def fit(args: OverfitArguments) -> tuple[Path, int]:
-    """Prepare, assemble and train; finished parts are kept. Returns the checkpoint and its budget."""
-    root = Path(args.output_dir)
-    data, initial = root / "data", root / "initial"
-    prepare.main(
-        prepare.PrepareArguments(
-            drivelm_json=args.drivelm_json,
-            image_root=args.image_root,
-            output_dir=str(data),
-            coordinates="none",
-            split="train",
-        )
-    )
-    assemble.main(assemble.AssembleArguments(output_dir=str(initial), offline=True))
-    overrides = {
-        "config": args.recipe,
-        "checkpoint": initial,
-        "data": data,
-        "output_dir": root / "finetuned",
-        "feature_cache": root / "features",
-    }
-    stage = TrlParser((finetune.FinetuneArguments, SFTConfig)).parse_args_and_config(flags(overrides))
-    (budget,) = stage[0].num_queries
-    return finetune.main(*stage), budget
+def fit(args: OverfitArguments) -> tuple[Path, Path, int]:
+    """Run the recipe on the given frames; what is finished is kept. Returns its data, its checkpoint and the budget.
+
+    Raises:
+        ValueError: a recipe that does not prepare its data.
+    """
+    recipe, root = read_recipe(args.recipe), Path(args.output_dir)
+    data = recipe.data or ""
+    if data not in recipe.sections:
+        raise ValueError(f"{recipe.file}: data must name the section that prepares the frames; got {recipe.data!r}")
+    frames = {"drivelm_json": args.drivelm_json, "image_root": args.image_root}
+    recipe = replace(recipe, sections=recipe.sections | {data: recipe.sections[data] | frames})
+    run_recipe(recipe, root)
+    stages = plan(recipe.sections, root, data)
+    last = stages[list(stages)[-1]]
+    (budget,) = last.arguments["num_queries"]
+    return stages[data].result, last.result, budget
 
 
 def ask(checkpoint: Path, images: dict[str, str], questions: list[str], budget: int) -> list[str]:
@@ -145,9 +137,8 @@ def main(args: OverfitArguments) -> dict[str, Any]:
         print(f"{file} is there already: nothing to do")
         return before
     began = time.monotonic()
-    checkpoint, budget = fit(args)
+    data, checkpoint, budget = fit(args)
     fitted = time.monotonic()
-    data = Path(args.output_dir) / "data"
     rows = load_rows(data, "train")
     asked, others = dict(enumerate(rows)), swaps(rows)
     questions = {index: row["question"] for index, row in asked.items()}

@@ -1,6 +1,6 @@
 """Knowledge transfer: the student's tower and Q-Formers learn to stand in for a SmolVLM-type teacher's vision.
 
-    python -m training.transfer --config training/recipes/smolvlm2-256m.yaml
+    python -m training.transfer --config SETTINGS.yaml
     python -m training.transfer --student outputs/initial --teacher HuggingFaceTB/SmolVLM2-256M-Video-Instruct \\
         --data data/drivelm --output_dir outputs/transfer --num_train_epochs 1 --learning_rate 1e-4
 
