@@ -1,6 +1,8 @@
 """The over-fitting check's own logic: whose images are swapped in, and that answers come from a foreign process."""
 
 import json
+import shlex
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -9,9 +11,11 @@ import yaml
 from drivelm_files import make_world, write_world
 from tiny import scene, tiny_model, tiny_processor, tiny_text_config, tiny_tokenizer, tiny_vision_config
 from transformers import Dinov2Model, HfArgumentParser, LlamaForCausalLM
+from trl import SFTConfig, TrlParser
 
-from training import finetune, prepare, run
+from training import assemble, finetune, prepare, run
 from training.data.rows import load_rows
+from training.files import read_notes
 from training.overfit import OverfitArguments, answers, fit, swaps
 from training.stages import kinds_of, module_of
 
@@ -76,12 +80,15 @@ def test_a_fit_is_a_recipe_of_its_own_frames(tmp_path, monkeypatch):
     tiny_tokenizer().save_pretrained(tmp_path / "text")
     monkeypatch.setattr(finetune, "loss_curve", lambda *_: None)
     monkeypatch.setattr(run.subprocess, "run", in_process)
-    parts = {"vision": str(tmp_path / "vision"), "text": str(tmp_path / "text"), "image_size": 28}
+    monkeypatch.setattr(assemble, "fetch_dinov2_small", lambda: tmp_path / "vision")
+    monkeypatch.setattr(assemble, "fetch_smollm2_135m", lambda: tmp_path / "text")
+    monkeypatch.setattr(assemble, "OFFLINE_IMAGE_SIZE", 28)
+    monkeypatch.setattr(sys, "argv", ["pytest", "--nonsense"])
     steps = {"num_queries": [2], "max_steps": 1, "use_cpu": True, "bf16": False, "report_to": "none"}
     recipe = {
         "data": "frames",
         "frames": {"module": "prepare", "coordinates": "none", "split": "train"},
-        "start": {"module": "assemble", **parts},
+        "start": {"module": "assemble", "offline": True},
         "end": {"module": "finetune", "from": "start", "gradient_checkpointing": False, **steps},
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
@@ -94,6 +101,14 @@ def test_a_fit_is_a_recipe_of_its_own_frames(tmp_path, monkeypatch):
         " --coordinates none --split train", ""
     )
     assert stages["end"]["command"].startswith("python -m training.finetune --output_dir ")
+    (note,) = read_notes(tmp_path / "out" / "end" / "final")
+    (before,) = note["history"]
+    assert before["parts"] == [assemble.OFFLINE_VISION, assemble.OFFLINE_TEXT]
+    assert before["command"] == f"python -m training.assemble --output_dir {tmp_path}/out/start --offline true"
+    words = shlex.split(note["command"])
+    assert words[:5] == ["python", "-m", "training.finetune", "--checkpoint", str(tmp_path / "out" / "start")]
+    read, config = TrlParser((finetune.FinetuneArguments, SFTConfig)).parse_args_and_config(words[3:])
+    assert read.num_queries == [2] and config.max_steps == 1 and not config.bf16
     monkeypatch.setattr(run.subprocess, "run", None)
     assert fit(args)[2] == 2  # nothing runs again
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"data": "elsewhere"}, sort_keys=False))
