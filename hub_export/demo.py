@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from hub_export.refuse import image_problems
 TEMPLATES = Path(__file__).with_name("templates")
 EXAMPLES = 3
 NEW_TOKENS = 32
-# Where each camera's picture stands in the card: what is ahead on top, what is behind below.
-GRID = (("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT"), ("CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT"))
+# Where nuScenes' cameras stand in the card's picture, three in a row: what is ahead on top, what is behind below.
+PLACES = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT")
+COLUMNS = 3
 TILE = (400, 225)
 
 
@@ -119,27 +120,27 @@ def write_demo(folder: Path, model: torch.nn.Module, processor: Any, world: Path
         images = {camera: f"{number}/{camera}{path.suffix}" for camera, path in example["images"].items()}
         written.append({**example, "answer": answer, "images": images})
     (demo / "examples" / "examples.json").write_text(json.dumps(written, indent=2) + "\n")
-    draw_picture(demo / "examples", written[0]).save(folder / "picture.png", optimize=True)
+    draw_picture(demo / "examples", written[0], processor.cameras).save(folder / "picture.png", optimize=True)
 
 
-def draw_picture(examples: Path, example: dict[str, Any]) -> Image.Image:
+def draw_picture(examples: Path, example: dict[str, Any], cameras: Sequence[str]) -> Image.Image:
     """The cameras of one example around the car; below them question, answer and reference."""
+    placed = [camera for camera in PLACES if camera in cameras]
+    placed += [camera for camera in cameras if camera not in placed]
     width, height = TILE
-    sheet = Image.new("RGB", (3 * width, 2 * height + 112), "white")
+    below = -(-len(placed) // COLUMNS) * height  # the rows of pictures end here
+    sheet = Image.new("RGB", (COLUMNS * width, below + 112), "white")
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=20)
-    for row, cameras in enumerate(GRID):
-        for column, camera in enumerate(cameras):
-            corner = (column * width, row * height)
-            if camera in example["images"]:
-                with Image.open(examples / example["images"][camera]) as picture:
-                    sheet.paste(picture.convert("RGB").resize(TILE, Image.Resampling.LANCZOS), corner)
-            draw.text(
-                (corner[0] + 8, corner[1] + 6), camera, font=font, fill="white", stroke_width=2, stroke_fill="black"
-            )
-    draw.text((8, 2 * height + 10), shortened(f"Question: {example['question']}"), font=font, fill="black")
-    draw.text((8, 2 * height + 42), shortened(f"Model: {example['answer']}"), font=font, fill="black")
-    draw.text((8, 2 * height + 74), shortened(f"Reference: {example['reference']}"), font=font, fill="dimgray")
+    for number, camera in enumerate(placed):
+        left, top = number % COLUMNS * width, number // COLUMNS * height
+        if camera in example["images"]:
+            with Image.open(examples / example["images"][camera]) as picture:
+                sheet.paste(picture.convert("RGB").resize(TILE, Image.Resampling.LANCZOS), (left, top))
+        draw.text((left + 8, top + 6), camera, font=font, fill="white", stroke_width=2, stroke_fill="black")
+    draw.text((8, below + 10), shortened(f"Question: {example['question']}"), font=font, fill="black")
+    draw.text((8, below + 42), shortened(f"Model: {example['answer']}"), font=font, fill="black")
+    draw.text((8, below + 74), shortened(f"Reference: {example['reference']}"), font=font, fill="dimgray")
     return sheet
 
 

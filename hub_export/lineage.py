@@ -127,7 +127,7 @@ def load_run(path: Path, weights: Path) -> dict[str, Any]:
     """
     run = read_json(path)
     if "stages" not in run or "recipe" not in run:
-        raise ValueError(f"{path} is not what training.run records: it lacks stages or recipe")
+        raise ValueError(f"{path} is not what training.run records of a recipe: it lacks stages or recipe")
     written = {
         digest for stage in run["stages"].values() for digest in stage.get("output", {}).get("files", {}).values()
     }

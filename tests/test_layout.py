@@ -54,7 +54,7 @@ TESTED_IN = {
     "benchmarks/toyworld/__main__.py": "hardening/test_command_lines.py",
     "benchmarks/toyworld/results.py": "benchmarks/toyworld/test_run.py",
     "benchmarks/tree.py": "test_layout.py",
-    "hub_export/__main__.py": "hub_export/test_build.py",
+    "hub_export/__main__.py": "hub_export/test_main.py",
     "hub_export/check.py": "hub_export/test_build.py",
     "hub_export/probe.py": "hub_export/test_build.py",
     "hub_export/reference.py": "hub_export/test_build.py",
