@@ -255,7 +255,7 @@ def read_rig(name_or_file: str | Path) -> Rig:
     if not file.is_file():
         raise ValueError(f"rig {name_or_file} is neither a file nor one of {', '.join(known)}")
     try:
-        table = yaml.load(file.read_text(encoding="utf-8"), _UniqueKeys)  # noqa: S506  a safe loader
+        table = _UniqueKeys(file.read_text(encoding="utf-8")).get_single_data()
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is neither YAML nor JSON: {error}") from error
     return make_rig(table, str(file))

@@ -1,8 +1,7 @@
 """`python -m training.nuscenes`: questions of a nuScenes-format fleet, see `convert`."""
 
-from transformers.hf_argparser import HfArgumentParser
-
+from training.command_line import run
 from training.nuscenes.convert import NuScenesArguments, main
 
 if __name__ == "__main__":
-    main(*HfArgumentParser(NuScenesArguments).parse_args_into_dataclasses())
+    run(main, NuScenesArguments)

@@ -179,7 +179,7 @@ def write_tables(
         lidar_points: per frame, the LiDAR points on each object.
         width: of the pictures, pixels.
     """
-    rig = cameras(width)
+    rig = cameras(width, scenes[0][0].rig)
     seed = scenes[0][0].seed
     tables: dict[str, list[dict[str, Any]]] = _fixed_tables(seed, rig, scenes)
     number = 0

@@ -24,7 +24,7 @@ from nuscenes.utils.data_classes import LidarPointCloud  # noqa: E402
 from nuscenes.utils.geometry_utils import points_in_box, view_points  # noqa: E402
 from pyquaternion import Quaternion  # noqa: E402
 
-from training.data.questions import SECTORS  # noqa: E402
+from training.data.rig import NUSCENES  # noqa: E402
 from training.nuscenes.convert import NuScenesArguments, main, open_nuscenes  # noqa: E402
 from training.nuscenes.geometry import (  # noqa: E402
     EDGES,
@@ -47,6 +47,8 @@ from training.nuscenes.views import (  # noqa: E402
     render_lidar,
     render_map,
 )
+
+SECTORS = {name: NUSCENES.sector(name) for name in NUSCENES.names}
 
 REAL = Path(__file__).resolve().parents[3].parent / "shared" / "nuscenes-real1"
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="the real key frame is not here")

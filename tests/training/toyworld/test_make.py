@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from smoldriver_hf.configuration_smoldriver import CAMERAS
+from training.data.drivelm import CATEGORIES
+from training.toyworld.balance import template
 from training.toyworld.make import ToyWorldArguments, main
-from training.toyworld.questions import CATEGORIES, template
 from training.toyworld.scene import CLASSES, WEATHERS, sample_frame
 
 TAG = re.compile(r"<c\d+,(CAM_[A-Z_]+),(\d+\.\d),(\d+\.\d)>")
@@ -181,7 +182,7 @@ def test_made_twice_is_made_once_and_nothing_is_overwritten(tmp_path, capsys):
         make(tmp_path / "world", scenes=3)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
-    with pytest.raises(ValueError, match="something else"):
+    with pytest.raises(ValueError, match="does not tell what it came from"):
         make(tmp_path / "mine")
     assert {path.name for path in tmp_path.iterdir()} == {"world", "mine"}
 

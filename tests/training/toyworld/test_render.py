@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smoldriver_hf.configuration_smoldriver import CAMERAS
-from training.data.questions import SECTORS
+from training.data.rig import NUSCENES
 from training.toyworld.models import build_faces
-from training.toyworld.questions import find_truth, write_questions
+from training.toyworld.questions import write_questions
 from training.toyworld.render import render
 from training.toyworld.scene import (
     CURVATURE,
@@ -28,6 +28,9 @@ from training.toyworld.scene import (
     road_coordinates,
     sample_frame,
 )
+from training.toyworld.truth import find_truth
+
+SECTORS = {name: NUSCENES.sector(name) for name in NUSCENES.names}
 
 WIDTH, STEP = 208, 3
 SCENES = (0, 7, 13)
