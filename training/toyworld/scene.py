@@ -82,7 +82,7 @@ _WIDE, _NARROW = 75.0, 45.0  # degrees of view
 _GROUPS = ((0, 34), (1, 44), (2, 22))  # groups of one class in a sector: (number, weight)
 _GROUP_SIZES = ((1, 50), (2, 30), (3, 20))
 _LARGE_GROUP_SIZES = ((1, 75), (2, 25))
-_EGO_HALF_WIDTH, _EGO_BACK, _EGO_FRONT = 1.0, -1.5, 4.0
+_EGO_BACK, _EGO_FRONT = -1.5, 4.0
 _ATTEMPTS = 25
 _GAP = 0.4  # metres between two objects
 
@@ -374,16 +374,11 @@ def _place(
 
 def _range(name: str, camera: Camera) -> tuple[float, float]:
     """Metres from the ego car's origin at which a camera shall see a class."""
-    near, far = _RANGE[name]
     turn = math.radians(camera.azimuth)
-    if (
-        camera.translation[0] * math.cos(turn) + camera.translation[1] * math.sin(turn) > 1.6
-    ):  # it sits far before the origin
-        near, far = near + 1.5, far + 1.5
-    if camera.field_of_view > _WIDE:  # it shows everything smaller
-        near, far = near * 0.8, far * 0.8
-    if camera.field_of_view < _NARROW:  # and this one larger
-        near, far = near * 1.5, far * 1.5
+    ahead = camera.translation[0] * math.cos(turn) + camera.translation[1] * math.sin(turn) > 1.6  # of the origin, far
+    # A wide camera shows everything smaller, a narrow one larger.
+    scale = 0.8 if camera.field_of_view > _WIDE else 1.5 if camera.field_of_view < _NARROW else 1.0
+    near, far = ((distance + (1.5 if ahead else 0.0)) * scale for distance in _RANGE[name])
     return near, far
 
 
