@@ -32,7 +32,7 @@ MOST_ARROWS = 110  # of them those inside the model's flat package, which the Hu
 MOST_FLOORS = 6
 MOST_LINES_OF_A_FILE = 450
 MOST_LINES_OF_A_FUNCTION = 60
-MOST_LINES = {"smoldriver_hf": 2800, "training": 14720, "hub_export": 2950, "benchmarks": 2450}
+MOST_LINES = {"smoldriver_hf": 2800, "training": 14740, "hub_export": 2950, "benchmarks": 2450}
 LONG_FILES = {
     "training/evaluate.py": "waits for its cut",
     "training/report.py": "waits for its cut",

@@ -181,18 +181,18 @@ def make_rig(table: Mapping[str, Any], where: str) -> Rig:
 
     Raises:
         ValueError: it is no such table, a name is none that data and weights can carry, an azimuth is missing or no
-            number, or two cameras look the same way with the same view.
+            number, or two cameras look the same way from the same place with the same view.
     """
     if not isinstance(table, Mapping) or not table:
         raise ValueError(f"{where}: expected a rig, {{camera: {{azimuth: degrees to the left, ...}}}}; got {table!r}")
     rig = Rig(tuple(_mount(name, fields, where) for name, fields in table.items()))
-    seen: dict[tuple[float, float | None], str] = {}
+    seen: dict[tuple[Any, ...], str] = {}
     for mount in rig.mounts:
-        other = seen.setdefault((mount.azimuth, mount.field_of_view), mount.name)
+        other = seen.setdefault((mount.azimuth, mount.field_of_view, mount.place), mount.name)
         if other != mount.name:
             raise ValueError(
-                f"{where}: {other} and {mount.name} both have azimuth {mount.azimuth:g} and the same field_of_view; "
-                "cameras of a rig look different ways, or one way with different views"
+                f"{where}: {other} and {mount.name} both have azimuth {mount.azimuth:g}, and the same field_of_view "
+                "and place; cameras of a rig look different ways, or differ in one of these"
             )
     return rig
 

@@ -57,11 +57,12 @@ from training.data.priors import answer_priors
 from training.data.rig import NUSCENES, Rig, read_rig, write_rig
 from training.files import is_done, whole, write_json
 from training.toyworld.balance import FrameQuestions, balance_world
+from training.toyworld.cameras import cameras
 from training.toyworld.nuscenes_tables import image_file, lidar_file, scan, write_map, write_tables
 from training.toyworld.pictures import document_frames, picture_frame
 from training.toyworld.questions import key_object_infos, write_questions
 from training.toyworld.render import render
-from training.toyworld.scene import WEATHERS, ToyFrame, cameras, sample_frame
+from training.toyworld.scene import WEATHERS, ToyFrame, sample_frame
 from training.toyworld.truth import existence_truth, find_truth
 
 _LANE_WORDS = ("left", "middle", "right")

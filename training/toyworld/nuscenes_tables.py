@@ -18,14 +18,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from pyquaternion import Quaternion
 
+from training.toyworld.cameras import Camera, cameras
 from training.toyworld.scene import (
     CURVATURE,
     DIRECTIONS,
     LANES,
-    Camera,
     ToyFrame,
     ToyObject,
-    cameras,
     from_road,
     road_edges,
     token,

@@ -172,7 +172,7 @@ def _placed(rig: Rig, pictures: Sequence[dict[str, Any]], rng: random.Random) ->
             placed[camera] = [qa_entry(f"Which camera looks to the {sector}?", f"{camera}.")] if alone else []
             for item in picture["QA"]["perception"]:
                 place = rng.choice((camera, f"to the {sector}")) if alone else camera
-                where = f"{place[0].upper()}{place[1:]}"
+                where = place if place == camera else f"{place[0].upper()}{place[1:]}"
                 wordings = [f"{where}: {item['Q']}", f"{item['Q']} {where}."]
                 if "picture" in item["Q"]:
                     wordings.append(item["Q"].replace("picture", f"picture {place}"))

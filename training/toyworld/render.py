@@ -21,14 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from training.toyworld.cameras import Camera, cameras
 from training.toyworld.models import STREAK, build_faces, build_streaks
 from training.toyworld.scene import (
     LANE_WIDTH,
     LANES,
-    Camera,
     ToyFrame,
     ToyObject,
-    cameras,
     road_coordinates,
     road_edges,
 )

@@ -14,6 +14,7 @@ import numpy as np
 from training.data.drivelm import IMAGE_SIZE
 from training.data.rig import question_place
 from training.data.wording import STATUSES, SceneObject, plural_in_state
+from training.toyworld.cameras import cameras
 from training.toyworld.render import View
 from training.toyworld.scene import ToyFrame, ToyObject, in_ego_path
 
@@ -77,7 +78,7 @@ def find_truth(frame: ToyFrame, views: Mapping[str, View]) -> Truth:
     visibility: list[float] = []
     hider: dict[int, int] = {}
     for index, item in enumerate(frame.objects):
-        best = max(views, key=lambda name: visible[name][index])
+        best = _best_lens(frame, item, {name: int(visible[name][index]) for name in views})
         total = sum(int(view.unhidden[index]) for view in views.values())
         visibility.append(sum(int(visible[name][index]) for name in views) / total if total else 0.0)
         clear = _shows_well(views[best], index)
@@ -99,6 +100,16 @@ def find_truth(frame: ToyFrame, views: Mapping[str, View]) -> Truth:
         if before is not None:
             hider[hidden.index] = before
     return Truth(tuple(seen), frozenset(doubtful), frozenset(unclear), tuple(visibility), hider)
+
+
+def _best_lens(frame: ToyFrame, item: ToyObject, pixels: Mapping[str, int]) -> str:
+    """The camera that shows most of an object; of two that look the same way, one whose picture does not cut it."""
+    best = max(pixels, key=lambda name: pixels[name])
+    lenses = frame.rig.sectors[frame.rig.sector(best)]
+    if len(lenses) == 1:
+        return best
+    rig, corners = cameras(IMAGE_SIZE[0], frame.rig), item.corners()
+    return max(lenses, key=lambda name: (round(rig[name].share_in_picture(corners), 1), pixels[name]))
 
 
 def _shows_well(view: View, index: int) -> bool:

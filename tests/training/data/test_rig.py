@@ -92,3 +92,10 @@ def test_an_unknown_rig_names_those_that_are():
         read_rig("five")
     with pytest.raises(ValueError, match="the rig has no camera 'CAM_BACK'; it has front, left, back, right"):
         read_rig("four").sector("CAM_BACK")
+
+
+def test_a_stereo_pair_is_told_apart_by_its_place(tmp_path):
+    file = tmp_path / "stereo.yaml"
+    file.write_text("a: {azimuth: 0, place: [1, 0.2, 1]}\nb: {azimuth: 0, place: [1, -0.2, 1]}\n")
+    rig = read_rig(file)
+    assert rig.sectors == {"front": ("a", "b")} and rig.mirror("a") == "a"
