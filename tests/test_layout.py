@@ -32,11 +32,10 @@ MOST_ARROWS = 110  # of them those inside the model's flat package, which the Hu
 MOST_FLOORS = 6
 MOST_LINES_OF_A_FILE = 450
 MOST_LINES_OF_A_FUNCTION = 60
-MOST_LINES = {"smoldriver_hf": 2800, "training": 14600, "hub_export": 2950, "benchmarks": 2520}
+MOST_LINES = {"smoldriver_hf": 2800, "training": 14740, "hub_export": 2950, "benchmarks": 2520}
 LONG_FILES = {
     "training/evaluate.py": "waits for its cut",
     "training/report.py": "waits for its cut",
-    "training/toyworld/questions.py": "waits for its cut",
 }
 LONG_FUNCTIONS = {
     "training/evaluate.py main": "waits for its cut",
@@ -68,6 +67,8 @@ TESTED_IN = {
     "smoldriver_hf/__main__.py": "smoldriver_hf/test_command_line.py",
     "smoldriver_hf/adapters.py": "contract/test_adapter.py",
     "smoldriver_hf/precision_smoldriver.py": "smoldriver_hf/test_loading.py",
+    "training/data/images.py": "training/test_prepare.py",
+    "training/data/tables.py": "training/test_prepare.py",
     "training/distillation/model.py": "training/test_transfer.py",
     "training/distillation/targets.py": "training/test_transfer.py",
     "training/distillation/teacher.py": "training/test_transfer.py",
@@ -86,9 +87,11 @@ TESTED_IN = {
     "training/nuscenes/geometry.py": "training/nuscenes/test_convert.py",
     "training/nuscenes/views.py": "training/nuscenes/test_convert.py",
     "training/toyworld/__main__.py": "hardening/test_command_lines.py",
+    "training/toyworld/balance.py": "training/toyworld/test_make.py",
     "training/toyworld/models.py": "training/toyworld/test_render.py",
     "training/toyworld/questions.py": "training/toyworld/test_make.py",
     "training/toyworld/scene.py": "training/toyworld/test_render.py",
+    "training/toyworld/truth.py": "training/toyworld/test_render.py",
 }
 
 Graph = dict[str, set[str]]

@@ -34,8 +34,9 @@ from trl import TrlParser
 from smoldriver_hf.loading_smoldriver import load_strictly
 from training.checkpoints.folders import save_whole
 from training.command_line import run
-from training.data.questions import STATUSES, plural
-from training.data.rows import EXTRA_VIEWS, Rows, load_rows
+from training.data.rig import EXTRA_VIEWS
+from training.data.rows import Rows, load_rows
+from training.data.wording import STATUSES, plural
 from training.learning.callbacks import JsonlCallback, started_note
 from training.learning.checks import is_finished
 from training.learning.features import FeatureCache

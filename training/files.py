@@ -16,9 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-import torch
-import transformers
-
 # Of transformers' training arguments: what a machine without an accelerator cannot leave to its default.
 ALWAYS_SAID = {"output_dir", "use_cpu", "bf16", "fp16"}
 # A JSON object beside a result that has these is a note.
@@ -189,6 +186,9 @@ def make_note(
         versions: modules whose version counts, beside torch and transformers.
         figures: anything else of the stage.
     """
+    import torch  # here and not above: the toy world's processes write files and need neither
+    import transformers
+
     own, *others = arguments
     sources = [str(source) for source in made_from if source]
     note: Note = {

@@ -30,7 +30,8 @@ from trl import SFTConfig, TrlParser
 
 from training.checkpoints.folders import save_whole
 from training.command_line import run
-from training.data.rows import EXTRA_VIEWS, Rows, load_rows
+from training.data.rig import EXTRA_VIEWS
+from training.data.rows import Rows, load_rows
 from training.files import remove
 from training.learning.ablations import ablate
 from training.learning.callbacks import JsonlCallback, first_and_last, loss_curve, started_note

@@ -10,11 +10,16 @@ The same command again does nothing if neither the file, the options nor the ima
     --categories perception behavior
     --questions 'front|traffic'    only questions in which this regular expression finds something
     --split test                   everything in one split, for challenge files (their hidden answers stay empty)
+    --rig fleet.yaml               the cameras, if not nuScenes' six: a name or a file, see `training.data.rig`
     --verify_images                decode every image to find broken files (minutes for the full release)
 
 Where images are looked for: DriveLM writes `../nuscenes/samples/CAM_FRONT/NAME.jpg`. A leading `../` is dropped, and
 the rest is looked up under `--image_root`, once as it is and once without its leading `nuscenes/`. So `--image_root`
 is either the folder that holds `nuscenes/` or the nuScenes root itself. The tables hold paths relative to it.
+
+The rig is that of `--rig`, or of the `rig.json` that `training.toyworld` and `training.nuscenes` leave beside their
+DriveLM files, or nuScenes' six. `dataset.json` keeps it under `rig`, for every stage that follows. A camera of the
+file that a given rig lacks is an error; without one it is counted.
 
 Nothing but questions, answers and image paths reaches the tables: no scene description and no boxes.
 
@@ -23,27 +28,23 @@ questions or answers, malformed tags, unknown cameras and categories, frames wit
 by an option) and `noted` (kept, but suspicious).
 """
 
-import hashlib
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 from tqdm import tqdm
-from transformers import HfArgumentParser
 
-from smoldriver_hf.configuration_smoldriver import CAMERAS
-from smoldriver_hf.image_processing_smoldriver import FORMATS, MAX_PIXELS
+from training.command_line import run
 from training.data.drivelm import (
     CATEGORIES,
     Frame,
@@ -57,12 +58,15 @@ from training.data.drivelm import (
     tag_camera,
     uses_coordinates,
 )
-from training.data.rows import EXTRA_VIEWS, FRAME_KEYS, QUESTION_SCHEMA, SPLITS, VIEWS
+from training.data.images import ImageFinder, locate_image
+from training.data.rig import EXTRA_VIEWS, NUSCENES, RIG_FILE, Rig, read_rig
+from training.data.rows import SPLITS
+from training.data.tables import Report, TableWriter
+from training.files import sha256, write_json
 from training.stages import Stage
 
 FORMAT_VERSION = 1  # raise it when the tables change, so that folders of older code are written anew
-_EXAMPLES = 5
-_ROWS_PER_WRITE = 10_000
+_TOLD_ELSEWHERE = ("drivelm_json", "image_root", "output_dir", "rig")  # options that `dataset.json` has as other keys
 _IMAGE_SCHEMA = pa.schema([("path", pa.string()), ("file", pa.string()), ("bytes", pa.int64())])
 
 
@@ -86,6 +90,9 @@ class PrepareArguments:
     split: Literal["by_scene", "train", "validation", "test"] = field(
         default="by_scene", metadata={"help": "80/10/10 by scene, or one split for everything"}
     )
+    rig: str | None = field(
+        default=None, metadata={"help": "name or file of the cameras; default: rig.json beside the file, or nuScenes'"}
+    )
     verify_images: bool = field(default=False, metadata={"help": "decode every image to find broken files"})
 
     def __post_init__(self) -> None:
@@ -103,95 +110,6 @@ class PrepareArguments:
                 raise ValueError(f"--{name} takes one of {', '.join(allowed)}; got {getattr(self, name)!r}")
 
 
-class Report:
-    """Counts of what was dropped, filtered and noted, by reason, with the first few examples of each."""
-
-    def __init__(self) -> None:
-        self._counts: dict[str, Counter[str]] = defaultdict(Counter)
-        self._examples: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-
-    def add(self, kind: str, reason: str, example: str) -> None:
-        """Count one loss; kind is "dropped", "filtered" or "noted"."""
-        self._counts[kind][reason] += 1
-        if len(self._examples[kind][reason]) < _EXAMPLES:
-            self._examples[kind][reason].append(example)
-
-    def to_dict(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """{kind: {reason: {"count": ..., "examples": [...]}}}"""
-        return {
-            kind: {
-                reason: {"count": count, "examples": self._examples[kind][reason]}
-                for reason, count in self._counts[kind].items()
-            }
-            for kind in ("dropped", "filtered", "noted")
-        }
-
-
-class ImageFinder:
-    """Finds the files of image paths under one root and remembers every path it was asked for."""
-
-    def __init__(self, root: Path, verify: bool) -> None:
-        self._root = root
-        self._verify = verify
-        self.asked: dict[str, tuple[str | None, int]] = {}  # path in the file -> path under the root, size in bytes
-
-    def find(self, path: str) -> tuple[str | None, str | None]:
-        """Return (path under the root, None), or (None, why there is none)."""
-        if path not in self.asked:
-            self.asked[path] = _locate(self._root, path)
-        found, _ = self.asked[path]
-        if found is None:
-            return None, "missing image"
-        if self._verify and not _is_readable(self._root / found):
-            return None, "unreadable image"
-        return found, None
-
-
-class TableWriter:
-    """Writes the questions of each split as they come and the frames at the end, into a folder of its own."""
-
-    def __init__(self, folder: Path, files: ExitStack) -> None:
-        self._folder = folder
-        self._files = files
-        self._writers: dict[str, pq.ParquetWriter] = {}
-        self._questions: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        self._frames: dict[str, list[dict[str, str | None]]] = defaultdict(list)
-        self.splits: dict[str, str] = {}
-        self.counts: dict[str, Counter[str]] = defaultdict(Counter)
-
-    def add(self, split: str, frame: dict[str, str | None], questions: list[dict[str, Any]]) -> None:
-        """Add one frame (tokens and an image path per view) and its rows of the questions table."""
-        scene_token = str(frame["scene_token"])
-        self.counts[split].update({"scenes": scene_token not in self.splits, "frames": 1, "questions": len(questions)})
-        self.counts[split].update(row["category"] for row in questions)
-        self.splits[scene_token] = split
-        self._frames[split].append(frame)
-        self._questions[split] += questions
-        if len(self._questions[split]) >= _ROWS_PER_WRITE:
-            self._write_questions(split)
-
-    def finish(self) -> None:
-        """Write what is left. Extra views get a column only if some frame has them, cameras always do."""
-        used = {name for frames in self._frames.values() for frame in frames for name in frame}
-        columns = (*FRAME_KEYS, *CAMERAS, *(view for view in EXTRA_VIEWS if view in used))
-        schema = pa.schema([(column, pa.string()) for column in columns])
-        for split, frames in self._frames.items():
-            self._write_questions(split)
-            pq.write_table(pa.Table.from_pylist(frames, schema=schema), self._file("frames", split))
-
-    def _write_questions(self, split: str) -> None:
-        if split not in self._writers:
-            writer = pq.ParquetWriter(self._file("questions", split), QUESTION_SCHEMA)
-            self._writers[split] = self._files.enter_context(writer)
-        self._writers[split].write_table(pa.Table.from_pylist(self._questions[split], schema=QUESTION_SCHEMA))
-        self._questions[split] = []
-
-    def _file(self, table: str, split: str) -> Path:
-        folder = self._folder / table
-        folder.mkdir(exist_ok=True)
-        return folder / f"{split}-00000-of-00001.parquet"
-
-
 STAGE = Stage(start="image_root", inputs=("drivelm_json",))
 
 
@@ -202,7 +120,8 @@ def main(args: PrepareArguments) -> dict[str, Any]:
 
     Raises:
         ValueError: an input does not exist; the JSON is truncated, malformed or not DriveLM's (with the byte
-            position); nothing is left; `strict` and something was dropped; the output folder holds other files.
+            position); the rig is none or lacks a camera of the file; nothing is left; `strict` and something was
+            dropped; the output folder holds other files.
     """
     source, image_root, output_dir = Path(args.drivelm_json), Path(args.image_root), Path(args.output_dir).resolve()
     if not source.is_file():
@@ -210,14 +129,17 @@ def main(args: PrepareArguments) -> dict[str, Any]:
     if not image_root.is_dir():
         raise ValueError(f"--image_root {image_root} is not a folder")
     _check_output(output_dir)
+    given = args.rig or next((str(file) for file in [source.with_name(RIG_FILE)] if file.is_file()), None)
+    rig = NUSCENES if given is None else read_rig(given)
 
     info: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "image_root": _stored_root(image_root.resolve(), output_dir),
         "source": _describe(source),
-        "options": {key: value for key, value in asdict(args).items() if key not in ("image_root", "output_dir")},
+        "options": {key: value for key, value in asdict(args).items() if key not in _TOLD_ELSEWHERE},
+        "rig": rig.to_table(),
+        "generated": (image_root / "toyworld.json").is_file(),
     }
-    info["options"].pop("drivelm_json")  # the source's name and content stand for it
     done = _unchanged(output_dir, image_root, info)
     if done is not None:
         print(f"{output_dir}: nothing has changed since it was prepared")
@@ -226,7 +148,7 @@ def main(args: PrepareArguments) -> dict[str, Any]:
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}-", dir=output_dir.parent))
     try:
-        info |= _write(source, image_root, staging, args)
+        info |= _write(source, image_root, staging, args, rig, given)
         _install(staging, output_dir, info)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -234,14 +156,18 @@ def main(args: PrepareArguments) -> dict[str, Any]:
     return info
 
 
-def _write(source: Path, image_root: Path, folder: Path, args: PrepareArguments) -> dict[str, Any]:
-    """Write all tables into `folder` and return what `dataset.json` says about them."""
+def _write(
+    source: Path, image_root: Path, folder: Path, args: PrepareArguments, rig: Rig, given: str | None
+) -> dict[str, Any]:
+    """Write all tables into `folder` and return what `dataset.json` says about them; `given` says whose rig it is."""
     report, images = Report(), ImageFinder(image_root, args.verify_images)
     with ExitStack() as files:
-        tables = TableWriter(folder, files)
+        tables = TableWriter(folder, rig, files)
         progress = files.enter_context(tqdm(total=source.stat().st_size, unit="B", unit_scale=True, desc=source.name))
         for frame in read_frames(source, progress.update):
-            views = dict(_views(frame, images, report))
+            if given is not None:
+                _check_cameras(frame, rig, f"{source}: rig {given}")
+            views = dict(_views(frame, rig, images, report))
             if not views:
                 report.add("dropped", "frame without images", f"{frame.scene_token}_{frame.frame_token}")
                 for question in frame.questions:
@@ -249,7 +175,7 @@ def _write(source: Path, image_root: Path, folder: Path, args: PrepareArguments)
                 continue
             split = scene_split(frame.scene_token) if args.split == "by_scene" else args.split
             tokens = {"scene_token": frame.scene_token, "frame_token": frame.frame_token}
-            tables.add(split, {**tokens, **views}, list(_questions(frame, args, report)))
+            tables.add(split, {**tokens, **views}, list(_questions(frame, rig, args, report)))
         tables.finish()
     losses = report.to_dict()
     dropped = {reason: entry["count"] for reason, entry in losses["dropped"].items()}
@@ -260,6 +186,8 @@ def _write(source: Path, image_root: Path, folder: Path, args: PrepareArguments)
         raise ValueError(f"{source}: --strict, and these would be dropped:\n  " + "\n  ".join(lines))
     if not sum(counts["questions"] for counts in tables.counts.values()):
         hint = "; a file with hidden answers needs --split test" if "empty answer" in dropped else ""
+        if any("unknown camera" in reason for reason in dropped):
+            hint += f"; a file with other cameras than {', '.join(rig.names)} needs --rig FILE"
         raise ValueError(f"{source}: no question is left; dropped: {dropped or 'nothing'}{hint}")
 
     asked = [{"path": path, "file": file, "bytes": size} for path, (file, size) in images.asked.items()]
@@ -272,10 +200,19 @@ def _write(source: Path, image_root: Path, folder: Path, args: PrepareArguments)
     }
 
 
-def _views(frame: Frame, images: ImageFinder, report: Report) -> Iterator[tuple[str, str]]:
+def _check_cameras(frame: Frame, rig: Rig, what: str) -> None:
+    unknown = [name for name in frame.image_paths if name not in rig and name not in EXTRA_VIEWS]
+    if unknown:
+        raise ValueError(
+            f"{what} has {', '.join(rig.names)}; frame {frame.scene_token}_{frame.frame_token} has images of "
+            f"{', '.join(unknown)}"
+        )
+
+
+def _views(frame: Frame, rig: Rig, images: ImageFinder, report: Report) -> Iterator[tuple[str, str]]:
     """The views of a frame that have an image: (name, path under the image root)."""
     for name, path in frame.image_paths.items():
-        if name not in VIEWS:
+        if name not in rig and name not in EXTRA_VIEWS:
             report.add(
                 "dropped", "unknown camera in image_paths", f"{name} in {frame.scene_token}_{frame.frame_token}"
             )
@@ -285,17 +222,17 @@ def _views(frame: Frame, images: ImageFinder, report: Report) -> Iterator[tuple[
             yield name, found
         else:
             report.add("dropped", str(problem), path)
-    for name in CAMERAS:
+    for name in rig.names:
         if name not in frame.image_paths:
             report.add("noted", "camera not in image_paths", f"{name} in {frame.scene_token}_{frame.frame_token}")
 
 
-def _questions(frame: Frame, args: PrepareArguments, report: Report) -> Iterator[dict[str, Any]]:
+def _questions(frame: Frame, rig: Rig, args: PrepareArguments, report: Report) -> Iterator[dict[str, Any]]:
     """The rows of the questions table for one frame."""
     answers: dict[str, str] = {}
     for question in frame.questions:
         question_id = frame.question_id(question)
-        loss = _loss(question, args)
+        loss = _loss(question, rig, args)
         if loss is not None:
             report.add(*loss, question_id)
             continue
@@ -316,7 +253,7 @@ def _questions(frame: Frame, args: PrepareArguments, report: Report) -> Iterator
         }
 
 
-def _loss(question: Question, args: PrepareArguments) -> tuple[str, str] | None:
+def _loss(question: Question, rig: Rig, args: PrepareArguments) -> tuple[str, str] | None:
     """(kind, reason) if the question is not to be kept."""
     text = f"{question.question}\n{question.answer}"
     may_be_hidden = question.tag is not None or args.split == "test"
@@ -328,7 +265,7 @@ def _loss(question: Question, args: PrepareArguments) -> tuple[str, str] | None:
         return "dropped", "empty answer"
     if has_malformed_tag(text):
         return "dropped", "malformed tag"
-    if any(tag_camera(tag) not in CAMERAS for tag in find_tags(text)):
+    if any(tag_camera(tag) not in rig for tag in find_tags(text)):
         return "dropped", "tag names an unknown camera"
     if question.category not in args.categories:
         return "filtered", f"category {question.category}"
@@ -339,39 +276,8 @@ def _loss(question: Question, args: PrepareArguments) -> tuple[str, str] | None:
     return None
 
 
-def _locate(root: Path, path: str) -> tuple[str | None, int]:
-    """(path under the root, size in bytes) of an image by the rule in the module's docstring, or (None, -1).
-
-    A path that leaves the root on its way, or that no file can have (too long, a NUL inside), names no image.
-    """
-    parts = PurePosixPath(path).parts
-    while parts and parts[0] == "..":
-        parts = parts[1:]
-    if ".." in parts:
-        return None, -1
-    for candidate in (parts, parts[1:] if parts[:1] == ("nuscenes",) else ()):
-        if candidate and not candidate[0].startswith("/") and os.path.isfile(file := root.joinpath(*candidate)):
-            return "/".join(candidate), file.stat().st_size
-    return None, -1
-
-
-def _is_readable(file: Path) -> bool:
-    """Whether the model's image processor will take it."""
-    try:
-        with Image.open(file, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                return False
-            image.draft("RGB", (200, 112))  # a JPEG is read to its end but decoded small, which is faster
-            image.load()
-    except Exception:  # broken files make Pillow's parsers raise almost anything
-        return False
-    return True
-
-
 def _describe(source: Path) -> dict[str, Any]:
-    with source.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"file": source.name, "bytes": source.stat().st_size, "sha256": digest}
+    return {"file": source.name, "bytes": source.stat().st_size, "sha256": sha256(source)}
 
 
 def _stored_root(image_root: Path, output_dir: Path) -> str:
@@ -406,13 +312,13 @@ def _unchanged(output_dir: Path, image_root: Path, info: dict[str, Any]) -> dict
         images = pq.read_table(output_dir / "images.parquet").to_pylist()
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not there, or not whole: prepare again
         return None
-    same = all(_locate(image_root, image["path"]) == (image["file"], image["bytes"]) for image in images)
+    same = all(locate_image(image_root, image["path"]) == (image["file"], image["bytes"]) for image in images)
     return done if same else None
 
 
 def _install(staging: Path, output_dir: Path, info: dict[str, Any]) -> None:
     """Move the finished tables in. Without `dataset.json`, removed first and written last, a folder is unfinished."""
-    (staging / "dataset.json").write_text(json.dumps(info, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(staging / "dataset.json", info)
     output_dir.mkdir(exist_ok=True)
     (output_dir / "dataset.json").unlink(missing_ok=True)
     for name in ("frames", "questions"):
@@ -437,4 +343,4 @@ def _summary(output_dir: Path, info: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main(HfArgumentParser(PrepareArguments).parse_args_into_dataclasses()[0])  # type: ignore[arg-type]
+    run(main, PrepareArguments)

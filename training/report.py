@@ -24,7 +24,7 @@ from PIL import Image
 from tqdm import tqdm
 from transformers import HfArgumentParser
 
-from training.data.rows import VIEWS, Row, load_rows
+from training.data.rows import Row, load_rows
 from training.evaluation.controls import BLIND, CORRUPTIONS
 from training.evaluation.figures import Point, gap_figure, lines_figure
 from training.metrics.answers import answer_correct
@@ -349,7 +349,7 @@ def gallery(runs: Sequence[Run], data: str, frames: int, questions: int) -> list
             {
                 "scene": frame["scene_token"],
                 "frame": frame["frame_token"],
-                "images": [_picture(frame, camera, maps) for camera in _camera_order(frame)],
+                "images": [_picture(frame, camera, maps) for camera in frame["images"]],
                 "questions": [_question(row, runs, sighted, black) for row in common[::step][:questions]],
             }
         )
@@ -463,11 +463,6 @@ def _risk(run: Run) -> dict[str, list[Point]]:
             curve = scores["risk_coverage"]
             curves[control] = list(zip(curve["coverage"], curve["risk"], strict=True))
     return curves
-
-
-def _camera_order(frame: Row) -> list[str]:
-    known = [camera for camera in VIEWS if camera in frame["images"]]
-    return [*known, *(camera for camera in frame["images"] if camera not in known)]
 
 
 def _picture(frame: Row, camera: str, maps: Mapping[str, Mapping[str, NDArray[np.float32]]]) -> dict[str, Any]:

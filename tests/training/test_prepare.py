@@ -325,3 +325,65 @@ def test_real_bundle(tmp_path):
     assert [row["question_id"] for row in rows] == [item["id"] for item in official]
     assert {tuple(row["tag"]) for row in rows} == {(0,), (1,), (2,), (3,)}
     assert all(Path(path).is_file() for row in rows for path in row["images"].values())
+
+
+def four_camera_world(folder: Path) -> Path:
+    """A DriveLM file of cameras that nuScenes does not have, and its images."""
+    names = {"CAM_FRONT_LEFT": "side_left", "CAM_FRONT": "front", "CAM_FRONT_RIGHT": "side_right", "CAM_BACK": "back"}
+    world = json.loads(json.dumps(make_world(6, frames=1)).replace("<c1,CAM_BACK,", "<c1,back,"))
+    for scene in world.values():
+        for frame in scene["key_frames"].values():
+            paths = frame["image_paths"]
+            frame["image_paths"] = {names[camera]: paths[camera] for camera in names}
+    return write_world(folder, world)
+
+
+def write_rig_file(file: Path, **azimuths: float) -> Path:
+    file.write_text(json.dumps({name: {"azimuth": azimuth} for name, azimuth in azimuths.items()}))
+    return file
+
+
+def test_a_rig_travels_to_the_rows(tmp_path):
+    file = four_camera_world(tmp_path / "world")
+    rig = write_rig_file(tmp_path / "fleet.json", front=0, side_left=80, side_right=-80, back=180)
+    info = prepare(file, tmp_path / "world", tmp_path / "out", rig=str(rig), strict=True)
+    assert info["rig"] == {"front": {"azimuth": 0}, "side_left": {"azimuth": 80}, "side_right": {"azimuth": -80},
+                           "back": {"azimuth": 180}}  # fmt: skip
+    assert "rig" not in info["options"] and info["generated"] is False
+    rows = load_rows(tmp_path / "out", "train")
+    assert rows.cameras == rows.rig.names == ("front", "side_left", "side_right", "back")
+    assert rows.rig.sector("side_left") == "front left"
+    tagged = next(row for row in rows if row["objects"])
+    assert tagged["objects"] == ["<c1,back,1088.3,497.5>"] and set(tagged["images"]) == set(rows.cameras)
+    rig.rename(tmp_path / "world" / "rig.json")  # where the toy world and nuScenes-format fleets leave theirs
+    assert prepare(file, tmp_path / "world", tmp_path / "beside")["rig"] == info["rig"]
+    assert contents(tmp_path / "out").keys() == contents(tmp_path / "beside").keys()
+
+
+def test_another_rig_prepares_again(world, tmp_path):
+    six = prepare(world / "drivelm.json", world, tmp_path / "out")["rig"]
+    assert list(six) == list(CAMERAS)
+    turned = tmp_path / "turned.json"
+    turned.write_text(json.dumps({**six, "CAM_BACK": {"azimuth": 170}}))
+    again = prepare(world / "drivelm.json", world, tmp_path / "out", rig=str(turned))
+    assert again["rig"]["CAM_BACK"] == {"azimuth": 170}
+    assert load_rows(tmp_path / "out", "train").rig["CAM_BACK"].azimuth == 170
+
+
+def test_a_wrong_rig_is_one_clear_error_and_writes_nothing(tmp_path):
+    file = four_camera_world(tmp_path / "world")
+    three = write_rig_file(tmp_path / "three.json", front=0, side_left=80, back=180)
+    with pytest.raises(ValueError, match=r"rig .*three.json has front, side_left, back; .* has images of side_right"):
+        prepare(file, tmp_path / "world", tmp_path / "out", rig=str(three))
+    with pytest.raises(ValueError, match=r"other cameras than CAM_FRONT_LEFT, .* needs --rig FILE"):
+        prepare(file, tmp_path / "world", tmp_path / "out")
+    for text, problem in (("front: {azimuth: east}", "must be a number"), ("front: {}", "needs an azimuth")):
+        (tmp_path / "wrong.yaml").write_text(text)
+        with pytest.raises(ValueError, match=problem):
+            prepare(file, tmp_path / "world", tmp_path / "out", rig=str(tmp_path / "wrong.yaml"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_of_a_toy_world_say_that_they_were_generated(world, tmp_path):
+    (world / "toyworld.json").write_text("{}")
+    assert prepare(world / "drivelm.json", world, tmp_path / "out")["generated"] is True

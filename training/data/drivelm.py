@@ -1,4 +1,4 @@
-"""DriveLM JSON -> frames and questions. Only reads: no images are opened and nothing is written.
+"""DriveLM JSON, read as frames and questions and written. No image is opened here.
 
 Understands DriveLM-nuScenes v1.0 and v1.1 train files and the challenge's validation and test files, which share one
 structure (OpenDriveLab/DriveLM, docs/data_prep_nus.md, and the sample files of its challenge folder):
@@ -20,7 +20,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -33,10 +33,10 @@ METRICS = ("accuracy", "GPT", "language", "match")
 IMAGE_SIZE = (1600, 900)
 """Width and height in pixels of the images that the coordinates refer to."""
 
-PIXEL_TAG = re.compile(r"<(c\d+),(CAM_[A-Z_]+),(\d+\.\d),(\d+\.\d)>")
+PIXEL_TAG = re.compile(r"<(c\d+),([A-Za-z_]\w*),(\d+\.\d),(\d+\.\d)>")
 """The challenge's object reference, for example `<c1,CAM_BACK,1088.3,497.5>`: id, camera, x and y of the centre."""
 
-NORMALISED_TAG = re.compile(r"<(c\d+),(CAM_[A-Z_]+),(\d\.\d{3}),(\d\.\d{3})>")
+NORMALISED_TAG = re.compile(r"<(c\d+),([A-Za-z_]\w*),(\d\.\d{3}),(\d\.\d{3})>")
 """The same with x and y as shares of the image's width and height, for example `<c1,CAM_BACK,0.680,0.553>`."""
 
 _NUMBER = r"(\d+\.\d+)"
@@ -108,6 +108,67 @@ def read_frames(path: str | os.PathLike[str], on_bytes: Callable[[int], object] 
                 owners[frame_token] = scene_token
                 _reject_surrogates(frame_token, where)
                 yield _parse_frame(scene_token, frame_token, frame, f"{where}, frame {frame_token}")
+
+
+def qa_entry(question: str, answer: str, tag: int | None = None) -> dict[str, Any]:
+    """A question as a key frame holds it; `tag` is the challenge's metric."""
+    entry = {"Q": question, "A": answer, **dict.fromkeys(("C", "con_up", "con_down", "cluster", "layer"))}  # all null
+    return entry if tag is None else {**entry, "tag": [tag]}
+
+
+def key_frame(
+    questions: Mapping[str, list[dict[str, Any]]],
+    image_paths: dict[str, str],
+    key_objects: Mapping[str, Any] | None = None,
+    **more: Any,
+) -> dict[str, Any]:
+    """A key frame of a DriveLM file.
+
+    Args:
+        questions: {category: its `qa_entry`s}; a category that has none may be left out.
+        image_paths: {camera: path}, as the release has them: `../nuscenes/samples/...`.
+        key_objects: by tag, what a person annotated.
+        more: keys that DriveLM does not have, such as the weather.
+    """
+    by_category = {category: questions.get(category, []) for category in CATEGORIES}
+    return {"key_object_infos": dict(key_objects or {}), "QA": by_category, "image_paths": image_paths, **more}
+
+
+def write_scenes(path: str | os.PathLike[str], scenes: Iterable[tuple[str, str, Mapping[str, Any]]]) -> None:
+    """Write a DriveLM file scene by scene: the whole file as objects would take a multiple of its size.
+
+    Args:
+        path: the file.
+        scenes: (scene token, description, {frame token: `key_frame`}).
+    """
+    with open(path, "w", encoding="utf-8") as file:
+        file.write("{")
+        for number, (token, description, key_frames) in enumerate(scenes):
+            content = {"scene_description": description, "key_frames": key_frames}
+            file.write(f"{',' if number else ''}\n{json.dumps(token)}: {json.dumps(content)}")
+        file.write("\n}\n")
+
+
+def read_scenes(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """A whole DriveLM file as objects, to be written again with changes.
+
+    Raises:
+        ValueError: the file is no complete JSON, or its frames lack what DriveLM's have.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            scenes = json.load(file)
+        for scene in scenes.values():
+            for frame in scene["key_frames"].values():
+                frame["image_paths"], frame["QA"]  # noqa: B018  both are used further on
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{os.fspath(path)} is no complete JSON file: {error}") from error
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{os.fspath(path)} is not in DriveLM's format "
+            f"{{scene: {{key_frames: {{frame: {{QA, image_paths}}}}}}}}: {type(error).__name__}: {error}"
+        ) from error
+    return scenes
 
 
 def find_tags(text: str) -> list[str]:

@@ -11,20 +11,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from training.data.drivelm import NORMALISED_TAG, PIXEL_TAG
-from training.data.questions import SECTORS, STATUSES, plural
+from training.data.rig import SECTOR_WORDS
+from training.data.wording import STATUSES, plural
 
 
 def _any_of(words: Iterable[str]) -> str:
     return "|".join(sorted(map(re.escape, words), key=len, reverse=True))  # "front left" before "front"
 
 
+_CLEAR_SECTORS = [words for words in SECTOR_WORDS if words not in ("left", "right")]  # "turns left" is no sector
 _CLASS_WORDS = [word for name in STATUSES for word in (plural(name), name)]
 _TAG = re.compile(f"{PIXEL_TAG.pattern}|{NORMALISED_TAG.pattern}")
 _REPLACEMENTS = (
     (re.compile(r"(?<=following options:).*", re.DOTALL), " <options>"),
     (_TAG, "<object>"),
     (re.compile(rf"(?<!ego )\b(?:{_any_of(_CLASS_WORDS)})\b"), "<class>"),
-    (re.compile(rf"\b(?:{_any_of(SECTORS.values())})\b"), "<sector>"),
+    (re.compile(rf"\b(?:{_any_of(_CLEAR_SECTORS)})\b|(?<=to the )(?:left|right)(?= of )"), "<sector>"),
     (re.compile(r"(?<![A-Za-z0-9])\d+(?:\.\d+)?"), "<number>"),
 )
 

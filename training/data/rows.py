@@ -1,11 +1,11 @@
-"""Prepared data -> rows -> chat messages.
+"""Prepared data -> rows.
 
-Every stage that needs driving questions (training, evaluation, benchmarks) uses only `load_rows` and `to_messages`,
-whatever road the data came by: DriveLM, a nuScenes-format fleet or the toy world.
+Every stage that needs driving questions (training, evaluation, benchmarks) uses only `load_rows`, whatever road the
+data came by: DriveLM, a nuScenes-format fleet or the toy world.
 
 A prepared folder is written by `python -m training.prepare`:
 
-    dataset.json                      image_root, source, options, split_hash, counts, validation report
+    dataset.json                      image_root, source, options, rig, generated, split_hash, counts, report
     frames/{split}-*.parquet          scene_token, frame_token, one column of image paths per view
     questions/{split}-*.parquet       question_id, scene_token, frame_token, category, tag, question, answer, objects
 
@@ -22,11 +22,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from smoldriver_hf.configuration_smoldriver import CAMERAS
+from training.data.rig import load_rig
 
 SPLITS = ("train", "validation", "test")
-EXTRA_VIEWS = ("LIDAR_BEV", "MAP_BEV")
-VIEWS = (*CAMERAS, *EXTRA_VIEWS)
 FRAME_KEYS = ("scene_token", "frame_token")
 QUESTION_SCHEMA = pa.schema(
     [
@@ -56,7 +54,8 @@ class Rows(Sequence[Row]):
         split: "train", "validation" or "test".
         split_hash: sha256 over the sorted (scene_token, split) pairs of the whole data set, to publish with results.
         image_root: the folder that the image paths were relative to, absolute.
-        cameras: the views that this data set has, in canonical order.
+        cameras: the views that this data set has, the rig's cameras in its order and then extra ones.
+        rig: where each camera looks.
     """
 
     def __init__(self, path: Path, split: str, info: dict[str, Any], frames: pa.Table, questions: pa.Table) -> None:
@@ -65,6 +64,7 @@ class Rows(Sequence[Row]):
         self.split_hash: str = info["split_hash"]
         self.image_root = (path / info["image_root"]).resolve()
         self.cameras = tuple(name for name in frames.column_names if name not in FRAME_KEYS)
+        self.rig = load_rig(info, self.cameras, str(path))
         self._frames = [self._frame(record) for record in frames.to_pylist()]
         self._questions = questions.select(QUESTION_SCHEMA.names).combine_chunks()  # one chunk: constant-time access
         self._frame_of_question = _match_frames(self._questions, frames, path)  # (questions,) row numbers of frames
@@ -103,8 +103,8 @@ def load_rows(path: str | Path, split: str) -> Rows:
     """Load one split ("train", "validation" or "test") of a folder written by `python -m training.prepare`.
 
     Raises:
-        ValueError: the folder is not a finished prepared folder, has no such split, its images have moved, or a
-            question refers to a frame that is not in the frames table.
+        ValueError: the folder is not a finished prepared folder, has no such split or no rig, its images have
+            moved, or a question refers to a frame that is not in the frames table.
     """
     folder = Path(path).resolve()
     info = read_dataset_info(folder)
@@ -134,37 +134,6 @@ def read_dataset_info(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(f"{folder} is not a prepared folder (no dataset.json); write one with training.prepare")
     return json.loads(file.read_text(encoding="utf-8"))
-
-
-def to_messages(row: Row, cameras: Sequence[str] | None = None) -> dict[str, Any]:
-    """Turn a row into what the processor's chat template and TRL take.
-
-    Args:
-        row: an element of `Rows`.
-        cameras: which views to show and in which order; default all that the row has. Views that this frame lacks
-            are left out, because any subset of cameras is a valid input. An empty list gives a text-only prompt.
-
-    Returns:
-        `images` {camera: absolute path}; `prompt`, one user message whose content is one image part
-        `{"type": "image", "camera": NAME}` per view and then the question; `completion`, one assistant message. The
-        prompt holds the question only: no scene description, no boxes.
-
-    Raises:
-        ValueError: a name in `cameras` is neither a known view nor one of the row's.
-    """
-    images: dict[str, str] = row["images"]
-    wanted = list(images) if cameras is None else list(cameras)
-    unknown = [name for name in wanted if name not in images and name not in VIEWS]
-    if unknown:
-        known = ", ".join(dict.fromkeys((*VIEWS, *images)))
-        raise ValueError(f"unknown camera {', '.join(unknown)} for question {row['question_id']}; known: {known}")
-    shown = {name: images[name] for name in wanted if name in images}
-    parts: list[dict[str, str]] = [{"type": "image", "camera": name} for name in shown]
-    return {
-        "images": shown,
-        "prompt": [{"role": "user", "content": [*parts, {"type": "text", "text": row["question"]}]}],
-        "completion": [{"role": "assistant", "content": [{"type": "text", "text": row["answer"]}]}],
-    }
 
 
 def _match_frames(questions: pa.Table, frames: pa.Table, path: Path) -> np.ndarray:

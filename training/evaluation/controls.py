@@ -25,8 +25,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from training.data.questions import SECTORS, STATUSES, plural
+from training.data.rig import NUSCENES
 from training.data.rows import Row
+from training.data.wording import STATUSES, plural
 from training.evaluation.corruptions import IMAGE_CORRUPTIONS, SEVERITIES, corrupt_image
 from training.metrics.answers import parse_counts, parse_yes_no
 
@@ -40,6 +41,7 @@ QUESTION_CONTROLS = ("absent_object", "paraphrase")
 CORRUPTIONS = (*IMAGE_CORRUPTIONS, "frame_loss")
 GROUPS = ("all", "blind", "cameras", "corruptions", "questions")
 
+SECTORS = {name: NUSCENES.sector(name) for name in NUSCENES.names}
 _MIRRORED = {"CAM_FRONT_LEFT": "CAM_FRONT_RIGHT", "CAM_BACK_LEFT": "CAM_BACK_RIGHT"}
 _MIRROR = _MIRRORED | {right: left for left, right in _MIRRORED.items()}
 _AROUND = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_RIGHT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_FRONT_LEFT")

@@ -1,7 +1,7 @@
 """Scores by kind of question: yes/no, counts, status, behaviour, multiple choice, localisation.
 
 Answers are read by rule, so that "Yes.", "yes, there are" and "Yes" are one answer; an answer that cannot be read is
-wrong and counted as `unparsed`. The wordings are those of DriveLM-nuScenes v1.1 and of `training.data.questions`.
+wrong and counted as `unparsed`. The wordings are those of DriveLM-nuScenes v1.1 and of `training.data.wording`.
 """
 
 import re
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import f1_score, recall_score
 
-from training.data.questions import STATUSES, plural
+from training.data.wording import STATUSES, plural
 from training.metrics.drivelm import match_f1, points
 
 QUESTION_TYPES = ("multiple_choice", "yes_no", "behaviour", "status", "count", "localisation", "other")

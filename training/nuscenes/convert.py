@@ -11,7 +11,7 @@ DriveLM's own questions, joined by frame_token (nuScenes' sample_token) with a L
     python -m training.nuscenes --dataroot data/nuscenes --version v1.0-trainval --output_dir joined \\
         --drivelm_json v1_1_train_nus.json --views LIDAR_BEV MAP_BEV
 
-Look at a key frame, boxes drawn into the six cameras and from above (the first one, or `--frame_token TOKEN`):
+Look at a key frame, boxes drawn into the cameras and from above (the first one, or `--frame_token TOKEN`):
 
     python -m training.nuscenes --dataroot data/nuscenes --version v1.0-mini --output_dir boxes --picture proof.png
 
@@ -19,6 +19,7 @@ OUTPUT_DIR then holds
 
     drivelm.json          DriveLM v1.1 format; its image_paths name the cameras and the extra views
     views/LIDAR_BEV/*.png views/MAP_BEV/*.png, one per key frame, drawn without any annotation
+    rig.json              where each camera looks: nuScenes' six, or as the calibration or `--rig` has it
     calibration.parquet   one row per key frame and sensor: intrinsics, mounting and ego pose
     nuscenes              a link to DATAROOT, so that OUTPUT_DIR serves as the image root of all paths
 
@@ -29,11 +30,10 @@ and continues as any DriveLM file does:
 
 from __future__ import annotations
 
-import json
 import os
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,22 +43,21 @@ import pyarrow.parquet as pq
 from PIL import Image
 from tqdm import tqdm
 
-from training.data.drivelm import CATEGORIES
-from training.data.questions import (
-    SECTORS,
+from training.data.drivelm import key_frame, qa_entry, read_scenes, write_scenes
+from training.data.rig import EXTRA_VIEWS, Rig, read_rig, write_rig
+from training.data.wording import (
     choose_key_objects,
     describe,
     object_tag,
     observed_status,
     perception_questions,
 )
-from training.nuscenes.geometry import Annotated, Sensor, read_objects, read_sensors, reference_pose
+from training.files import whole
+from training.nuscenes.geometry import Annotated, Sensor, find_rig, read_objects, read_sensors, reference_pose
 from training.nuscenes.views import proof_picture, read_lidar, render_lidar, render_map
 
 if TYPE_CHECKING:
     from nuscenes.nuscenes import NuScenes
-
-VIEWS = ("LIDAR_BEV", "MAP_BEV")
 
 KINDS: dict[str, str] = {"pedestrian": "Pedestrian", "barrier": "Barrier", "traffic cone": "Traffic cone"}
 """DriveLM's `Category` of a tagged object; everything else is a Vehicle."""
@@ -88,20 +87,24 @@ class NuScenesArguments:
         default=None, metadata={"help": "keep the questions of this DriveLM file instead of writing some from boxes"}
     )
     views: list[str] = field(
-        default_factory=list, metadata={"help": f"extra views to draw: {' '.join(VIEWS)}", "choices": VIEWS}
+        default_factory=list,
+        metadata={"help": f"extra views to draw: {' '.join(EXTRA_VIEWS)}", "choices": EXTRA_VIEWS},
     )
     seed: int = field(default=0, metadata={"help": "decides which questions are asked; every frame has its own draw"})
     max_distance: float = field(default=60.0, metadata={"help": "ask about objects up to so many metres away"})
     min_pixels: float = field(
         default=24.0, metadata={"help": "and with a longer side of so many pixels in a 1600x900 image"}
     )
+    rig: str | None = field(
+        default=None, metadata={"help": "name or file of a rig with all cameras; default: as the calibration has it"}
+    )
     picture: str | None = field(default=None, metadata={"help": "draw a proof picture of one key frame to this file"})
     frame_token: str | None = field(default=None, metadata={"help": "the key frame of --picture; default: the first"})
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.views) - set(VIEWS))
+        unknown = sorted(set(self.views) - set(EXTRA_VIEWS))
         if unknown:
-            raise ValueError(f"--views knows {' and '.join(VIEWS)}; got {', '.join(unknown)}.")
+            raise ValueError(f"--views knows {' and '.join(EXTRA_VIEWS)}; got {', '.join(unknown)}.")
         if self.frame_token is not None and self.picture is None:
             raise ValueError("--frame_token chooses the key frame of the proof picture; add --picture FILE.")
 
@@ -146,22 +149,91 @@ def main(args: NuScenesArguments) -> dict[str, Any]:
     output_dir = Path(args.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     _link(output_dir / "nuscenes", Path(args.dataroot))
+    rig = _choose_rig(nusc, args.rig)
     if args.picture is not None:
         sample = _find_sample(nusc, args.frame_token)
-        _save_image(proof_picture(nusc, sample), Path(args.picture))
+        _save_image(proof_picture(nusc, sample, rig), Path(args.picture))
 
     skipped: Counter[str] = Counter()
     if args.drivelm_json is None:
-        scenes = box_scenes(nusc, args, skipped)
+        scenes = box_scenes(nusc, args, skipped, rig)
     else:
-        scenes = _read_drivelm(Path(args.drivelm_json))
-    samples = {sample["token"]: sample for sample in nusc.sample}
+        scenes = read_scenes(args.drivelm_json)
     frames = [
         (scene_token, token, frame)
         for scene_token, scene in scenes.items()
         for token, frame in scene["key_frames"].items()
     ]
-    joined = [(scene_token, token, frame) for scene_token, token, frame in frames if token in samples]
+    lacking = count_lacking(nusc, rig, {token: frame for _, token, frame in frames})
+    joined = _add_views(nusc, args, frames, rig, output_dir)
+    write_rig(output_dir, rig)
+    with whole(output_dir / "drivelm.json") as unfinished:
+        write_scenes(
+            unfinished,
+            ((token, scene.get("scene_description", ""), scene["key_frames"]) for token, scene in scenes.items()),
+        )
+    counts = {
+        "scenes": len(scenes),
+        "frames": len(frames),
+        "frames joined": joined,
+        "questions": sum(len(rows) for *_, frame in frames for rows in frame["QA"].values()),
+        "cameras": list(rig.names),
+        "cameras left out": dict(lacking.most_common()),
+        "boxes left out": dict(skipped.most_common()),
+    }
+    print(_summary(output_dir, counts))
+    return counts
+
+
+def _choose_rig(nusc: NuScenes, asked: str | None) -> Rig:
+    """The rig that was asked for, if it has all cameras of the data, or that of the calibration."""
+    if asked is None:
+        return find_rig(nusc)
+    rig = read_rig(asked)
+    cameras = {sensor["channel"] for sensor in nusc.sensor if sensor["modality"] == "camera"}
+    if cameras - set(rig.names):
+        raise ValueError(
+            f"--rig {asked} has {', '.join(rig.names)}; the data has {', '.join(sorted(cameras - set(rig.names)))} too"
+        )
+    return rig
+
+
+def count_lacking(nusc: NuScenes, rig: Rig, frames: Mapping[str, Any]) -> Counter[str]:
+    """By reason, the images that key frames have but `frames` do not name, and the other way round.
+
+    Args:
+        nusc: the devkit's tables.
+        rig: the cameras.
+        frames: {frame token: key frame of a DriveLM file}.
+    """
+    lacking: Counter[str] = Counter()
+    for sample in nusc.sample:
+        if sample["token"] not in frames:
+            continue
+        named = frames[sample["token"]]["image_paths"].keys()
+        for camera in rig.names:
+            if camera not in named:
+                where = "in the DriveLM file" if camera in sample["data"] else "in the key frame"
+                lacking[f"{camera} is not {where}"] += 1
+        for camera in named - set(rig.names) - set(EXTRA_VIEWS):
+            lacking[f"{camera} of the DriveLM file is not in the data"] += 1
+    return lacking
+
+
+def _add_views(
+    nusc: NuScenes,
+    args: NuScenesArguments,
+    frames: list[tuple[str, str, dict[str, Any]]],
+    rig: Rig,
+    output_dir: Path,
+) -> int:
+    """Draw the extra views of (scene token, frame token, key frame), name them there and write the calibration.
+
+    Returns:
+        how many of the frames are samples of the data.
+    """
+    samples = {sample["token"]: sample for sample in nusc.sample}
+    joined = [entry for entry in frames if entry[1] in samples]
     if not joined:
         raise ValueError(
             f"None of the {len(frames)} frames of {args.drivelm_json} is a sample of {args.version} in "
@@ -173,56 +245,39 @@ def main(args: NuScenesArguments) -> dict[str, Any]:
         calibration += _calibration_rows(scene_token, token, sensors)
         for view in args.views:
             path = Path("views", view, f"{token}.png")
-            _save_image(_render(view, nusc, samples[token], sensors), output_dir / path)
+            _save_image(_render(view, nusc, samples[token], sensors, rig), output_dir / path)
             frame["image_paths"][view] = f"../{path.as_posix()}"
-
-    table = pa.Table.from_pylist(calibration, CALIBRATION_SCHEMA)
-    _replace(output_dir / "calibration.parquet", lambda path: pq.write_table(table, path))
-    text = json.dumps(scenes, indent=1)
-    _replace(output_dir / "drivelm.json", lambda path: path.write_text(text, encoding="utf-8"))
-    counts = {
-        "scenes": len(scenes),
-        "frames": len(frames),
-        "frames joined": len(joined),
-        "questions": sum(len(rows) for *_, frame in frames for rows in frame["QA"].values()),
-        "boxes left out": dict(skipped.most_common()),
-    }
-    print(_summary(output_dir, counts))
-    return counts
+    with whole(output_dir / "calibration.parquet") as unfinished:
+        pq.write_table(pa.Table.from_pylist(calibration, CALIBRATION_SCHEMA), unfinished)
+    return len(joined)
 
 
-def box_scenes(nusc: NuScenes, args: NuScenesArguments, skipped: Counter[str]) -> dict[str, Any]:
+def box_scenes(nusc: NuScenes, args: NuScenesArguments, skipped: Counter[str], rig: Rig) -> dict[str, Any]:
     """Every key frame of a nuScenes-format folder in DriveLM's structure, with perception questions from its boxes.
 
     Args:
         nusc: the devkit's tables.
         args: `seed`, `max_distance` and `min_pixels` are read.
         skipped: counts, by reason, the boxes that no question is about.
+        rig: the cameras.
     """
     scenes: dict[str, Any] = {
         scene["token"]: {"scene_description": scene["description"], "key_frames": {}} for scene in nusc.scene
     }
     for sample in tqdm(nusc.sample, desc="questions from boxes", unit="frame"):
         objects = read_objects(
-            nusc, sample, min_pixels=args.min_pixels, max_distance=args.max_distance, skipped=skipped
+            nusc, sample, min_pixels=args.min_pixels, max_distance=args.max_distance, skipped=skipped, rig=rig
         )
         # A draw of its own for every frame: adding frames changes no other frame's questions.
         rng = random.Random(f"{args.seed} {sample['token']}")
-        scenes[sample["scene_token"]]["key_frames"][sample["token"]] = {
-            "key_object_infos": _key_object_infos(objects),
-            "QA": {category: [] for category in CATEGORIES}
-            | {"perception": [_drivelm_row(row) for row in perception_questions([o.item for o in objects], rng)]},
-            "image_paths": {
-                channel: f"../nuscenes/{sensor.path}"
-                for channel, sensor in read_sensors(nusc, sample).items()
-                if channel in SECTORS
-            },
-        }
+        written = perception_questions([annotated.item for annotated in objects], rng, rig=rig)
+        sensors = read_sensors(nusc, sample)
+        scenes[sample["scene_token"]]["key_frames"][sample["token"]] = key_frame(
+            {"perception": [qa_entry(row["Q"], row["A"]) for row in written]},
+            {camera: f"../nuscenes/{sensors[camera].path}" for camera in sensors if camera in rig},
+            _key_object_infos(objects),
+        )
     return scenes
-
-
-def _drivelm_row(row: dict[str, str]) -> dict[str, str | None]:
-    return row | dict.fromkeys(("C", "con_up", "con_down", "cluster", "layer"))
 
 
 def _key_object_infos(objects: list[Annotated]) -> dict[str, dict[str, Any]]:
@@ -238,26 +293,10 @@ def _key_object_infos(objects: list[Annotated]) -> dict[str, dict[str, Any]]:
     return infos
 
 
-def _read_drivelm(path: Path) -> dict[str, Any]:
-    try:
-        scenes = json.loads(path.read_text(encoding="utf-8"))
-        for scene in scenes.values():
-            for frame in scene["key_frames"].values():
-                frame["image_paths"], frame["QA"]  # noqa: B018  both are used further on
-    except json.JSONDecodeError as error:
-        raise ValueError(f"--drivelm_json {path} is no complete JSON file: {error}") from error
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"--drivelm_json {path} is not in DriveLM's format "
-            f"{{scene: {{key_frames: {{frame: {{QA, image_paths}}}}}}}}: {type(error).__name__}: {error}"
-        ) from error
-    return scenes
-
-
-def _render(view: str, nusc: NuScenes, sample: dict[str, Any], sensors: dict[str, Sensor]) -> Image.Image:
+def _render(view: str, nusc: NuScenes, sample: dict[str, Any], sensors: dict[str, Sensor], rig: Rig) -> Image.Image:
     if view == "LIDAR_BEV":
         return render_lidar(read_lidar(nusc, sensors, sample))
-    return render_map(nusc, sample, reference_pose(sensors, sample))
+    return render_map(nusc, sample, reference_pose(sensors, sample, rig))
 
 
 def _calibration_rows(scene_token: str, token: str, sensors: dict[str, Sensor]) -> Iterator[dict[str, Any]]:
@@ -295,15 +334,8 @@ def _link(link: Path, target: Path) -> None:
 
 
 def _save_image(image: Image.Image, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(path, image.save)
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write under a temporary name and rename, so that a file is complete or absent."""
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
-    write(temporary)
-    os.replace(temporary, path)
+    with whole(path) as unfinished:
+        image.save(unfinished)
 
 
 def _listing(folder: Path) -> str:
@@ -316,5 +348,7 @@ def _summary(output_dir: Path, counts: dict[str, Any]) -> str:
     lines = [
         f"{output_dir}: " + ", ".join(f"{value} {key}" for key, value in counts.items() if isinstance(value, int))
     ]
+    lines[0] += f"; cameras: {', '.join(counts['cameras'])}"
+    lines += [f"  {number} frames: {reason}" for reason, number in counts["cameras left out"].items()]
     lines += [f"  {number} boxes left out: {reason}" for reason, number in counts["boxes left out"].items()]
     return "\n".join(lines)

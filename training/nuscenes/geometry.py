@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from training.data.questions import SECTORS, SceneObject
+from training.data.drivelm import IMAGE_SIZE
+from training.data.rig import NUSCENES, Rig, make_rig
+from training.data.wording import SceneObject
 
 if TYPE_CHECKING:
     from nuscenes.nuscenes import NuScenes
@@ -58,9 +60,6 @@ EDGES = ((0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4),
 NEAR = 0.1
 """Metres in front of a camera where boxes are cut off; what is behind it has no image."""
 
-DRIVELM_SIZE = (1600, 900)
-"""Width and height of the images that DriveLM's coordinates refer to."""
-
 HIDDEN_LEVEL = "v0-40"
 """The nuScenes visibility level that nobody can be asked about: at most 40 % of the object shows in all cameras."""
 
@@ -86,6 +85,10 @@ class Sensor:
     global_from_ego: np.ndarray
 
     @property
+    def is_camera(self) -> bool:
+        return self.intrinsic.size > 0
+
+    @property
     def sensor_from_global(self) -> np.ndarray:
         """(4, 4), metres."""
         return np.linalg.inv(self.global_from_ego @ self.ego_from_sensor)
@@ -104,11 +107,6 @@ class SeenBox:
     bounds: tuple[float, float, float, float]
     share: float
     offset: float
-
-    @property
-    def extent(self) -> float:
-        """The longer side of `bounds`, in pixels."""
-        return max(self.bounds[2] - self.bounds[0], self.bounds[3] - self.bounds[1])
 
 
 def read_sensors(nusc: NuScenes, sample: dict[str, Any]) -> dict[str, Sensor]:
@@ -132,17 +130,45 @@ def read_sensors(nusc: NuScenes, sample: dict[str, Any]) -> dict[str, Sensor]:
     return sensors
 
 
-def reference_pose(sensors: dict[str, Sensor], sample: dict[str, Any]) -> np.ndarray:
+def find_rig(nusc: NuScenes) -> Rig:
+    """The cameras of a nuScenes-format folder: nuScenes' own where its names are used, else as the calibration has it.
+
+    A camera counts that any key frame has. Azimuth, place, size and field of view are those of the first such frame.
+
+    Raises:
+        ValueError: no key frame has a camera, or two cameras look the same way.
+    """
+    found: dict[str, Sensor] = {}
+    for sample in nusc.sample:
+        if sample["data"].keys() - found.keys():
+            for channel, sensor in read_sensors(nusc, sample).items():
+                found.setdefault(channel, sensor)
+    cameras = {channel: sensor for channel, sensor in found.items() if sensor.is_camera}
+    if cameras and all(channel in NUSCENES for channel in cameras):
+        return NUSCENES
+    table = {}
+    for channel, sensor in cameras.items():
+        x, y = sensor.ego_from_sensor[:2, 2]  # where the camera's z axis points
+        table[channel] = {
+            "azimuth": round(float(np.degrees(np.arctan2(y, x))), 2),
+            "place": [round(float(value), 3) for value in sensor.ego_from_sensor[:3, 3]],
+            "size": list(sensor.size),
+            "field_of_view": round(float(2 * np.degrees(np.arctan(sensor.size[0] / 2 / sensor.intrinsic[0, 0]))), 2),
+        }
+    return make_rig(table, f"calibrated_sensor of {nusc.dataroot}")
+
+
+def reference_pose(sensors: dict[str, Sensor], sample: dict[str, Any], rig: Rig = NUSCENES) -> np.ndarray:
     """(4, 4) `global_from_ego` of the key frame: at the LiDAR's moment, at a camera's where there is no LiDAR.
 
     Raises:
         ValueError: the key frame has neither.
     """
-    for channel in ("LIDAR_TOP", "CAM_FRONT", *SECTORS):
+    for channel in ("LIDAR_TOP", *rig.sectors.get("front", ()), *rig.names):
         if channel in sensors:
             return sensors[channel].global_from_ego
     raise ValueError(
-        f"Key frame {sample['token']} needs LIDAR_TOP or one of {', '.join(SECTORS)} to know where the ego car is; "
+        f"Key frame {sample['token']} needs LIDAR_TOP or one of {', '.join(rig.names)} to know where the ego car is; "
         f"it has {', '.join(sensors) or 'no sensor data'}."
     )
 
@@ -197,13 +223,13 @@ def see_box(camera: Sensor, corners: np.ndarray) -> SeenBox | None:
     return SeenBox(bounds, float(share), float(offset))
 
 
-def best_camera(sensors: dict[str, Sensor], corners: np.ndarray) -> tuple[str, SeenBox] | None:
+def best_camera(sensors: dict[str, Sensor], corners: np.ndarray, rig: Rig = NUSCENES) -> tuple[str, SeenBox] | None:
     """The camera that sees a box best: the largest share of it inside the image, then closest to the middle.
 
     Returns:
         (camera, what it sees), or None if no camera sees the box (corners (3, 8), global frame).
     """
-    seen = {name: see_box(sensors[name], corners) for name in SECTORS if name in sensors}
+    seen = {name: see_box(sensors[name], corners) for name in rig.names if name in sensors}
     found = {name: view for name, view in seen.items() if view is not None}
     if not found:
         return None
@@ -221,7 +247,13 @@ class Annotated:
 
 
 def read_objects(
-    nusc: NuScenes, sample: dict[str, Any], *, min_pixels: float, max_distance: float, skipped: Counter[str]
+    nusc: NuScenes,
+    sample: dict[str, Any],
+    *,
+    min_pixels: float,
+    max_distance: float,
+    skipped: Counter[str],
+    rig: Rig = NUSCENES,
 ) -> list[Annotated]:
     """The annotated objects of a key frame that a person could make out in the images.
 
@@ -231,9 +263,10 @@ def read_objects(
         min_pixels: the box's longer side must have this many pixels (of a 1600x900 image) in its best camera.
         max_distance: in metres from the ego car.
         skipped: counts, by reason, the boxes that are left out.
+        rig: the cameras to look with.
     """
     sensors = read_sensors(nusc, sample)
-    ego_from_global = np.linalg.inv(reference_pose(sensors, sample))
+    ego_from_global = np.linalg.inv(reference_pose(sensors, sample, rig))
     objects = []
     for token in sample["anns"]:
         annotation = nusc.get("sample_annotation", token)
@@ -249,7 +282,7 @@ def read_objects(
         if distance > max_distance:
             skipped[f"further than {max_distance:g} m"] += 1
             continue
-        best = best_camera(sensors, nusc.get_box(token).corners())
+        best = best_camera(sensors, nusc.get_box(token).corners(), rig)
         if best is None:
             skipped["outside all cameras"] += 1
             continue
@@ -292,5 +325,5 @@ def _can_be_seen(nusc: NuScenes, annotation: dict[str, Any]) -> bool:
 def _in_drivelm_pixels(
     bounds: tuple[float, float, float, float], size: tuple[int, int]
 ) -> tuple[float, float, float, float]:
-    x, y = DRIVELM_SIZE[0] / size[0], DRIVELM_SIZE[1] / size[1]
+    x, y = IMAGE_SIZE[0] / size[0], IMAGE_SIZE[1] / size[1]
     return bounds[0] * x, bounds[1] * y, bounds[2] * x, bounds[3] * y

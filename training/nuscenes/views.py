@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from training.data.questions import SECTORS
+from training.data.rig import NUSCENES, Rig
 from training.nuscenes.geometry import Sensor, box_edges, class_word, read_sensors, reference_pose, see_box, transform
 
 if TYPE_CHECKING:
@@ -133,13 +133,13 @@ def draw_ego(image: Image.Image) -> None:
     ImageDraw.Draw(image).polygon([(float(column), float(row)) for column, row in bev_pixels(corners).T], fill=EGO)
 
 
-def proof_picture(nusc: NuScenes, sample: dict[str, Any]) -> Image.Image:
-    """Draw a key frame to be looked at: six cameras with all projected boxes, and points and boxes from above.
+def proof_picture(nusc: NuScenes, sample: dict[str, Any], rig: Rig = NUSCENES) -> Image.Image:
+    """Draw a key frame to be looked at: the cameras with all projected boxes, and points and boxes from above.
 
     Boxes appear in every camera that sees them, coloured by class; a class without a DriveLM word is left out.
     """
     sensors = read_sensors(nusc, sample)
-    pose = reference_pose(sensors, sample)
+    pose = reference_pose(sensors, sample, rig)
     boxes = []
     for token in sample["anns"]:
         name = class_word(nusc.get("sample_annotation", token)["category_name"])
@@ -147,15 +147,16 @@ def proof_picture(nusc: NuScenes, sample: dict[str, Any]) -> Image.Image:
             boxes.append((name, nusc.get_box(token).corners()))
     width, height = 640, 360
     side = 2 * height
-    picture = Image.new("RGB", (3 * width + side, side))
-    for index, channel in enumerate(SECTORS):
+    columns = (len(rig.names) + 1) // 2
+    picture = Image.new("RGB", (columns * width + side, side))
+    for index, channel in enumerate(rig.names):
         tile = Image.new("RGB", (width, height), "dimgray")
         if channel in sensors:
             tile = _camera_tile(Path(nusc.dataroot, sensors[channel].path), sensors[channel], boxes, (width, height))
         ImageDraw.Draw(tile).text((6, 4), channel, fill="white", stroke_width=1, stroke_fill="black", font_size=18)
-        picture.paste(tile, (index % 3 * width, index // 3 * height))
+        picture.paste(tile, (index % columns * width, index // columns * height))
     points = read_lidar(nusc, sensors, sample) if "LIDAR_TOP" in sensors else np.zeros((4, 0))
-    picture.paste(_top_tile(points, np.linalg.inv(pose), boxes, side), (3 * width, 0))
+    picture.paste(_top_tile(points, np.linalg.inv(pose), boxes, side), (columns * width, 0))
     return picture
 
 

@@ -1,11 +1,10 @@
 """`python -m training.toyworld`: draw a toy world, see `make`."""
 
-from transformers.hf_argparser import HfArgumentParser
-
+from training.command_line import run
 from training.stages import Stage
 from training.toyworld.make import ToyWorldArguments, main
 
 STAGE = Stage()
 
 if __name__ == "__main__":
-    main(*HfArgumentParser(ToyWorldArguments).parse_args_into_dataclasses())
+    run(main, ToyWorldArguments)

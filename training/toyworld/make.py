@@ -1,8 +1,12 @@
-"""The embedded data set: synthetic six-camera scenes with questions in DriveLM's wording. Needs no download.
+"""The embedded data set: synthetic scenes with questions in DriveLM's wording. Needs no download.
 
     python -m training.toyworld --scenes 1000 --seed 0 --output_dir outputs/toyworld
     python -m training.prepare --drivelm_json outputs/toyworld/drivelm.json --image_root outputs/toyworld \
         --output_dir outputs/toyworld-prepared
+
+With other cameras than nuScenes' six (`training.data.rig`: a name or a file; every camera needs place, size and view):
+
+    python -m training.toyworld --scenes 100 --rig four --output_dir outputs/four
 
 A file of the full DriveLM release's size (4,072 frames, about 378,000 questions):
 
@@ -12,12 +16,13 @@ It writes, all at once or not at all:
 
     OUTPUT_DIR/drivelm.json          DriveLM v1.1; image paths begin with ../nuscenes as in the release, and the
                                      leading .. stands for OUTPUT_DIR
-    OUTPUT_DIR/pictures.json         questions about single pictures, to pre-train on (`toyworld_pictures`), as a
+    OUTPUT_DIR/pictures.json         questions about single pictures, to pre-train on (`pictures`), as a
                                      DriveLM file whose frames have one camera each
-    OUTPUT_DIR/documents.json        the same questions with all six pictures, the one in question named, and so worded
+    OUTPUT_DIR/documents.json        the same questions with all pictures, the one in question named, and so worded
                                      with their picture alone
     OUTPUT_DIR/nuscenes/             a nuScenes root, version v1.0-toy: samples, tables, map mask, LiDAR sweeps
     OUTPUT_DIR/priors.json           what a model without eyes can reach: best constant and best per-template answers
+    OUTPUT_DIR/rig.json              the cameras, for `training.prepare`
     OUTPUT_DIR/toyworld.json         the settings that made it
 
 The same settings give the same bytes on one Pillow and numpy version, with any number of worker processes. Every scene
@@ -27,14 +32,13 @@ asked depends on all scenes, because they are balanced over the whole world.
 Pixels in tags and boxes are those of a 1600x900 image as in DriveLM, whatever `--width` is; the calibration in the
 nuScenes tables is that of the pictures as written. `weather` (day, night, rain or fog) stands in every key frame
 beside DriveLM's own keys, so that an evaluation can hold one weather out. How class, state, speed and steering look is
-told in `toyworld_models` and `toyworld_render`, what is asked and by which rules in `toyworld_questions`.
+told in `models` and `render`, what is asked and by which rules in `questions`.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -48,20 +52,18 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from training.data.drivelm import CATEGORIES, key_frame, qa_entry, write_scenes
 from training.data.priors import answer_priors
+from training.data.rig import NUSCENES, Rig, read_rig, write_rig
+from training.files import is_done, whole, write_json
+from training.toyworld.balance import FrameQuestions, balance_world
+from training.toyworld.cameras import cameras
 from training.toyworld.nuscenes_tables import image_file, lidar_file, scan, write_map, write_tables
 from training.toyworld.pictures import document_frames, picture_frame
-from training.toyworld.questions import (
-    CATEGORIES,
-    FrameQuestions,
-    balance_world,
-    existence_truth,
-    find_truth,
-    key_object_infos,
-    write_questions,
-)
+from training.toyworld.questions import key_object_infos, write_questions
 from training.toyworld.render import render
-from training.toyworld.scene import WEATHERS, ToyFrame, cameras, sample_frame
+from training.toyworld.scene import WEATHERS, ToyFrame, sample_frame
+from training.toyworld.truth import existence_truth, find_truth
 
 _LANE_WORDS = ("left", "middle", "right")
 _JPEG_QUALITY = 88
@@ -81,7 +83,13 @@ class ToyWorldArguments:
     weathers: list[str] = field(
         default_factory=lambda: list(WEATHERS), metadata={"help": "which weathers there are; one left out is unseen"}
     )
-    width: int = field(default=400, metadata={"help": "picture width in pixels, a multiple of 16; 9/16 of it high"})
+    width: int = field(
+        default=400,
+        metadata={"help": "picture width in pixels of a camera of 1600x900, a multiple of 16; others in proportion"},
+    )
+    rig: str = field(
+        default="nuscenes", metadata={"help": "the cameras: nuscenes, four, seven or a YAML or JSON file"}
+    )
     num_workers: int = field(
         default_factory=lambda: os.cpu_count() or 1, metadata={"help": "processes; the result is the same"}
     )
@@ -103,46 +111,37 @@ def main(args: ToyWorldArguments) -> Path:
     """Make a toy world and return its folder. If it is there already with the same settings, nothing is done.
 
     Raises:
-        ValueError: a number is not positive, the width is no multiple of 16, or `output_dir` holds something else.
+        ValueError: a number is not positive, the width is no multiple of 16, `rig` is none or does not tell all, or
+            `output_dir` holds something else.
     """
     for name in ("scenes", "frames_per_scene", "questions_per_frame", "num_workers"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1; got {getattr(args, name)}")
     if not args.weathers or not set(args.weathers) <= set(WEATHERS):
         raise ValueError(f"--weathers takes some of {', '.join(WEATHERS)}; got {args.weathers}")
-    cameras(args.width)
+    rig = read_rig(args.rig)
+    cameras(args.width, rig)
     output = Path(args.output_dir).absolute()
-    settings = {key: value for key, value in asdict(args).items() if key not in ("output_dir", "num_workers")}
-    if _is_made(output, settings):
+    settings = {key: value for key, value in asdict(args).items() if key not in ("output_dir", "num_workers", "rig")}
+    if rig != NUSCENES:  # older worlds, which all have these, do not tell
+        settings["rig"] = rig.to_table()
+    there = output.exists() and not (output.is_dir() and not any(output.iterdir()))
+    record = output / "toyworld.json"
+    if is_done(there, json.loads(record.read_text()) if record.is_file() else None, settings, output):
         print(f"{output} is already there with these settings.")
         return output
-    partial_output = output.with_name(f".{output.name}.{os.getpid()}.partial")
-    try:
-        _make(args, settings, partial_output)
-        os.replace(partial_output, output)
-    finally:
-        shutil.rmtree(partial_output, ignore_errors=True)
+    with whole(output) as unfinished:
+        _make(args, rig, settings, unfinished)
     return output
 
 
-def _is_made(output: Path, settings: dict[str, Any]) -> bool:
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return False
-    record = output / "toyworld.json"
-    found = json.loads(record.read_text()) if record.is_file() else None
-    if found == settings:
-        return True
-    there = f"a toy world with other settings, {found}" if found else "something else"
-    raise ValueError(
-        f"output_dir {output} holds {there}; expected an empty or a new folder. Remove it or choose another."
-    )
-
-
-def _make(args: ToyWorldArguments, settings: dict[str, Any], output: Path) -> None:
+def _make(args: ToyWorldArguments, rig: Rig, settings: dict[str, Any], output: Path) -> None:
     root = output / "nuscenes"
-    for sensor in (*cameras(args.width), "LIDAR_TOP"):
+    for sensor in (*rig.names, "LIDAR_TOP"):
         (root / "samples" / sensor).mkdir(parents=True)
-    made = list(tqdm(_make_frames(args, root), total=args.scenes * args.frames_per_scene, desc="frames", unit="frame"))
+    made = list(
+        tqdm(_make_frames(args, rig, root), total=args.scenes * args.frames_per_scene, desc="frames", unit="frame")
+    )
     questions = [item.questions for item in made]
     balance_world(questions, args.questions_per_frame, args.seed)
     scenes = [made[start : start + args.frames_per_scene] for start in range(0, len(made), args.frames_per_scene)]
@@ -162,12 +161,13 @@ def _make(args: ToyWorldArguments, settings: dict[str, Any], output: Path) -> No
         args.width,
     )
     priors = _measure_priors(made)
-    _write_json(output / "priors.json", priors)
-    _write_json(output / "toyworld.json", settings)
+    write_json(output / "priors.json", priors)
+    write_rig(output, rig)
+    write_json(output / "toyworld.json", settings)
     _print_priors(priors)
 
 
-def _make_frames(args: ToyWorldArguments, root: Path) -> Iterator[_Made]:
+def _make_frames(args: ToyWorldArguments, rig: Rig, root: Path) -> Iterator[_Made]:
     places = [(scene, frame) for scene in range(args.scenes) for frame in range(args.frames_per_scene)]
     make = partial(
         _make_frame,
@@ -177,6 +177,7 @@ def _make_frames(args: ToyWorldArguments, root: Path) -> Iterator[_Made]:
         width=args.width,
         wanted=args.questions_per_frame,
         weathers=tuple(args.weathers),
+        rig=rig,
     )
     if args.num_workers == 1:
         yield from map(make, places)
@@ -194,8 +195,9 @@ def _make_frame(
     width: int,
     wanted: int,
     weathers: tuple[str, ...],
+    rig: Rig,
 ) -> _Made:
-    frame = sample_frame(seed, *place, frames_per_scene, weathers)
+    frame = sample_frame(seed, *place, frames_per_scene, weathers, rig)
     views = render(frame, width)
     for camera, view in views.items():
         Image.fromarray(view.pixels).save(root / image_file(frame, camera), quality=_JPEG_QUALITY)
@@ -220,38 +222,21 @@ def _describe_scene(frame: ToyFrame) -> str:
 def _write_drivelm(
     path: Path, scenes: list[list[_Made]], key_frames: Callable[[_Made], dict[str, dict[str, Any]]]
 ) -> None:
-    """Scene by scene: the whole file as objects would take a multiple of its size."""
-    with open(path, "w", encoding="utf-8") as file:
-        file.write("{\n")
-        for number, scene in enumerate(scenes):
+    def contents() -> Iterator[tuple[str, str, dict[str, Any]]]:
+        for scene in scenes:
             first = scene[0].frame
-            content = {
-                "scene_description": _describe_scene(first),
-                "key_frames": {token: frame for item in scene for token, frame in key_frames(item).items()},
-            }
-            file.write(f'"{first.scene_token}": {json.dumps(content)}')
-            file.write(",\n" if number + 1 < len(scenes) else "\n")
-        file.write("}\n")
+            frames = {token: frame for item in scene for token, frame in key_frames(item).items()}
+            yield first.scene_token, _describe_scene(first), frames
+
+    write_scenes(path, contents())
 
 
 def _key_frame(made: _Made) -> dict[str, Any]:
     by_category: dict[str, list[dict[str, Any]]] = {category: [] for category in CATEGORIES}
     for item in made.questions.items:
-        written: dict[str, Any] = {"Q": item.question, "A": item.answer}
-        written |= dict.fromkeys(("C", "con_up", "con_down", "cluster", "layer"))  # always null in v1.1
-        if item.tag is not None:
-            written["tag"] = [item.tag]
-        by_category[item.category].append(written)
-    return {
-        "key_object_infos": made.key_objects,
-        "QA": by_category,
-        "image_paths": {camera: f"../nuscenes/{image_file(made.frame, camera)}" for camera in cameras(1600)},
-        "weather": made.frame.weather,
-    }
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        by_category[item.category].append(qa_entry(item.question, item.answer, item.tag))
+    paths = {camera: f"../nuscenes/{image_file(made.frame, camera)}" for camera in made.frame.rig.names}
+    return key_frame(by_category, paths, made.key_objects, weather=made.frame.weather)
 
 
 def _measure_priors(made: list[_Made]) -> dict[str, Any]:

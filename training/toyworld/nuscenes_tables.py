@@ -18,14 +18,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from pyquaternion import Quaternion
 
+from training.toyworld.cameras import Camera, cameras
 from training.toyworld.scene import (
     CURVATURE,
     DIRECTIONS,
     LANES,
-    Camera,
     ToyFrame,
     ToyObject,
-    cameras,
     from_road,
     road_edges,
     token,
@@ -179,7 +178,7 @@ def write_tables(
         lidar_points: per frame, the LiDAR points on each object.
         width: of the pictures, pixels.
     """
-    rig = cameras(width)
+    rig = cameras(width, scenes[0][0].rig)
     seed = scenes[0][0].seed
     tables: dict[str, list[dict[str, Any]]] = _fixed_tables(seed, rig, scenes)
     number = 0

@@ -13,9 +13,11 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from training.data.questions import SECTORS, STATUSES, count_word, in_state, plural, plural_in_state, with_article
-from training.toyworld.questions import Seen, Truth
-from training.toyworld.scene import CLASSES, TAG_WIDTH, ToyFrame
+from training.data.drivelm import IMAGE_SIZE, key_frame, qa_entry
+from training.data.rig import Rig
+from training.data.wording import STATUSES, count_word, in_state, plural, plural_in_state, with_article
+from training.toyworld.scene import CLASSES, ToyFrame
+from training.toyworld.truth import Seen, Truth
 
 LISTING = "Name everything in the picture."
 UNTELLING = ("Yes.", "No.", *(f"{count_word(count).capitalize()}." for count in range(5)))  # without their question
@@ -49,7 +51,7 @@ def picture_questions(frame: ToyFrame, truth: Truth, camera: str) -> list[tuple[
         nearest = min(seen, key=lambda item: item.item.distance, default=None)
         if nearest is not None:
             pairs.append(("What is nearest to the camera?", f"The {nearest.item.name}."))
-    if camera in ("CAM_FRONT", "CAM_BACK"):
+    if frame.rig.sector(camera) in ("front", "back"):
         pairs.append(("How does the road go on?", _BEND[frame.direction]))
         pairs.append(("How long are the dashes on the road?", _DASHES[frame.speed]))
     rng.shuffle(pairs)
@@ -57,7 +59,7 @@ def picture_questions(frame: ToyFrame, truth: Truth, camera: str) -> list[tuple[
 
 
 def _place(item: Seen) -> str:
-    middle = (item.box[0] + item.box[2]) / 2 / TAG_WIDTH
+    middle = (item.box[0] + item.box[2]) / 2 / IMAGE_SIZE[0]
     return "on the left" if middle < 1 / 3 else "on the right" if middle > 2 / 3 else "in the middle"
 
 
@@ -136,8 +138,8 @@ def _counts(seen: Sequence[Seen], doubtful: set[str], rng: random.Random) -> lis
 
 def picture_frame(frame: ToyFrame, truth: Truth, camera: str, path: str) -> dict[str, Any]:
     """A picture with its questions as a key frame of a DriveLM file, one that has a single camera."""
-    perception = [_pair(question, answer) for question, answer in picture_questions(frame, truth, camera)]
-    return _key_frame(perception, {camera: path}, frame.weather)
+    perception = [qa_entry(question, answer) for question, answer in picture_questions(frame, truth, camera)]
+    return _key_frame(perception, {camera: path}, frame)
 
 
 def document_frames(frame: ToyFrame, pictures: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -150,26 +152,27 @@ def document_frames(frame: ToyFrame, pictures: Sequence[dict[str, Any]]) -> dict
     question must reach the answer first. Comparing what is asked with what is seen comes with single pictures first.
     """
     rng = frame.random("picture/scene")
-    placed = _placed(pictures, rng)
+    placed = _placed(frame.rig, pictures, rng)
     paths = {camera: path for picture in pictures for camera, path in picture["image_paths"].items()}
     perception = [pair for asked in placed.values() for pair in asked]
     rng.shuffle(perception)
     alone = {
-        f"{frame.token}-{camera}": _key_frame(placed[camera], {camera: path}, frame.weather)
-        for camera, path in paths.items()
+        f"{frame.token}-{camera}": _key_frame(placed[camera], {camera: path}, frame) for camera, path in paths.items()
     }
-    return {frame.token: _key_frame(perception, paths, frame.weather), **alone}
+    return {frame.token: _key_frame(perception, paths, frame), **alone}
 
 
-def _placed(pictures: Sequence[dict[str, Any]], rng: random.Random) -> dict[str, list[dict[str, Any]]]:
+def _placed(rig: Rig, pictures: Sequence[dict[str, Any]], rng: random.Random) -> dict[str, list[dict[str, Any]]]:
     """{camera: its picture's questions, each with the place in front or behind}."""
     placed: dict[str, list[dict[str, Any]]] = {}
     for picture in pictures:
         for camera in picture["image_paths"]:
-            placed[camera] = [_pair(f"Which camera looks to the {SECTORS[camera]}?", f"{camera}.")]
+            sector = rig.sector(camera)
+            alone = rig.sectors[sector] == (camera,)  # or the sector's words would tell of two pictures
+            placed[camera] = [qa_entry(f"Which camera looks to the {sector}?", f"{camera}.")] if alone else []
             for item in picture["QA"]["perception"]:
-                place = rng.choice((camera, f"to the {SECTORS[camera]}"))
-                where = f"{place[0].upper()}{place[1:]}"
+                place = rng.choice((camera, f"to the {sector}")) if alone else camera
+                where = place if place == camera else f"{place[0].upper()}{place[1:]}"
                 wordings = [f"{where}: {item['Q']}", f"{item['Q']} {where}."]
                 if "picture" in item["Q"]:
                     wordings.append(item["Q"].replace("picture", f"picture {place}"))
@@ -178,11 +181,5 @@ def _placed(pictures: Sequence[dict[str, Any]], rng: random.Random) -> dict[str,
     return placed
 
 
-def _pair(question: str, answer: str) -> dict[str, Any]:
-    """As an entry of a DriveLM file."""
-    return {"Q": question, "A": answer, **dict.fromkeys(("C", "con_up", "con_down", "cluster", "layer"))}
-
-
-def _key_frame(perception: list[dict[str, Any]], paths: dict[str, str], weather: str) -> dict[str, Any]:
-    groups: dict[str, list[dict[str, Any]]] = {"perception": perception, "prediction": [], "planning": []}
-    return {"key_object_infos": {}, "QA": {**groups, "behavior": []}, "image_paths": paths, "weather": weather}
+def _key_frame(perception: list[dict[str, Any]], paths: dict[str, str], frame: ToyFrame) -> dict[str, Any]:
+    return key_frame({"perception": perception}, paths, weather=frame.weather)

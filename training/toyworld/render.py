@@ -1,6 +1,6 @@
-"""Draws a toy frame: six pictures, and for every pixel the object that it shows.
+"""Draws a toy frame: a picture for each camera, and for every pixel the object that it shows.
 
-Objects are sets of flat faces (`toyworld_models`). Each face is filled by Pillow and wins a pixel where it is nearest,
+Objects are sets of flat faces (`models`). Each face is filled by Pillow and wins a pixel where it is nearest,
 so occlusion is right in every order of drawing and the buffer of object numbers is exactly what the picture shows.
 
 What tells about the ego car: the lane markings bend to where it steers; the faster it drives, the longer the dashes
@@ -21,14 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from training.toyworld.cameras import Camera, cameras
 from training.toyworld.models import STREAK, build_faces, build_streaks
 from training.toyworld.scene import (
     LANE_WIDTH,
     LANES,
-    Camera,
     ToyFrame,
     ToyObject,
-    cameras,
     road_coordinates,
     road_edges,
 )
@@ -78,8 +77,8 @@ class View:
 
 
 def render(frame: ToyFrame, width: int) -> dict[str, View]:
-    """Draw all six cameras of a frame, `width` pixels wide."""
-    return {name: _render_camera(frame, camera) for name, camera in cameras(width).items()}
+    """Draw all cameras of a frame; `width` as in `cameras`."""
+    return {name: _render_camera(frame, camera) for name, camera in cameras(width, frame.rig).items()}
 
 
 class _Canvas:
@@ -409,7 +408,7 @@ def _weathered(frame: ToyFrame, canvas: _Canvas, rng: random.Random) -> Pixels:
 
 def _at_night(canvas: _Canvas, pixels: NDArray[np.float32], nearness: NDArray[np.float32]) -> Pixels:
     light = np.full(nearness.shape, 0.42, np.float32)
-    beam = {"CAM_FRONT": 0.75, "CAM_FRONT_LEFT": 0.25, "CAM_FRONT_RIGHT": 0.25}.get(canvas.camera.name, 0.12)
+    beam = {"front": 0.75, "front left": 0.25, "front right": 0.25}.get(canvas.camera.sector, 0.12)
     light += beam * np.clip(nearness * 9, 0, 1) ** 1.2 * (nearness > 0)
     sky = nearness == 0
     lit = pixels * np.minimum(light, 1.0)[..., None] * np.array((0.9, 0.95, 1.12), np.float32)

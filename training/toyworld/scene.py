@@ -1,11 +1,11 @@
-"""What stands where in a toy frame: cameras, road, objects. No pixels, no words.
+"""What stands where in a toy frame: road and objects. No pixels, no words.
 
 Everything is in the ego frame of nuScenes: x forward, y left, z up, metres, origin on the ground under the rear axle.
 A frame is a function of (seed, scene number, frame number) alone, so any number of processes gives the same world.
 
-The six cameras have round numbers in nuScenes' style: five with 65 degrees of view and one wide one to the back; what
-they cover overlaps a little. Objects are placed so that one camera has most of an object and no other has more than a
-sliver of it, or "to the front left" would have two answers.
+The cameras are a rig's (`training.data.rig`), nuScenes' six unless another is asked for; what they cover overlaps a
+little. Objects are placed so that one camera has most of an object and none of another sector more than a sliver of
+it, or "to the front left" would have two answers.
 """
 
 from __future__ import annotations
@@ -15,39 +15,23 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 from pyquaternion import Quaternion
 
-from training.data.questions import SECTORS, STATUSES
+from training.data.drivelm import IMAGE_SIZE
+from training.data.rig import NUSCENES, Rig
+from training.data.wording import STATUSES
+from training.toyworld.cameras import Camera, cameras
 
 Array = NDArray[np.float64]
 
-CAMERAS = tuple(SECTORS)
-"""The six, in canonical order; from here and not from smoldriver_hf, which would load torch in every worker."""
-
-TAG_WIDTH, TAG_HEIGHT = 1600, 900
-"""Pixels of the image that DriveLM's tags refer to, whatever the size of the pictures."""
-
-# translation (x, y, z), yaw in degrees, focal length in pixels of a 1600x900 image
-_MOUNTING: dict[str, tuple[tuple[float, float, float], float, float]] = {
-    "CAM_FRONT_LEFT": ((1.50, 0.50, 1.50), 55.0, 1260.0),
-    "CAM_FRONT": ((1.70, 0.00, 1.50), 0.0, 1260.0),
-    "CAM_FRONT_RIGHT": ((1.50, -0.50, 1.50), -55.0, 1260.0),
-    "CAM_BACK_LEFT": ((1.00, 0.50, 1.55), 110.0, 1260.0),
-    "CAM_BACK": ((0.00, 0.00, 1.60), 180.0, 810.0),
-    "CAM_BACK_RIGHT": ((1.00, -0.50, 1.55), -110.0, 1260.0),
-}
-_PRINCIPAL_POINT = (800.0, 480.0)
-# camera axes (x right, y down, z forward) of a camera that looks along the ego frame's x axis
-_LOOKING_FORWARD = Quaternion(matrix=np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]]))
 
 WEATHERS = ("day", "night", "rain", "fog")
 DIRECTIONS = ("straight", "left", "right")
 SPEEDS = ("not moving", "slow", "normal", "fast")
-METRES_PER_SECOND = {"not moving": 0.0, "slow": 3.0, "normal": 8.0, "fast": 15.0}
 CURVATURE = {"straight": 0.0, "left": 1 / 50, "right": -1 / 50}  # 1/m, positive to the left
 LANES = 3
 LANE_WIDTH = 3.5
@@ -92,64 +76,13 @@ _RANGE: dict[str, tuple[float, float]] = {  # metres from the ego car's origin t
     "traffic cone": (5.0, 9.0),
 }
 LARGE = ("truck", "bus", "construction vehicle")
-_SECTOR_WIDTH = {"CAM_BACK": 80.0}
-_DEFAULT_SECTOR_WIDTH = 50.0  # degrees of azimuth in which centres are drawn
+_WIDE, _NARROW = 75.0, 45.0  # degrees of view
 _GROUPS = ((0, 34), (1, 44), (2, 22))  # groups of one class in a sector: (number, weight)
 _GROUP_SIZES = ((1, 50), (2, 30), (3, 20))
 _LARGE_GROUP_SIZES = ((1, 75), (2, 25))
-_EGO_HALF_WIDTH, _EGO_BACK, _EGO_FRONT = 1.0, -1.5, 4.0
+_EGO_BACK, _EGO_FRONT = -1.5, 4.0
 _ATTEMPTS = 25
 _GAP = 0.4  # metres between two objects
-
-
-@dataclass(frozen=True)
-class Camera:
-    """A pinhole camera at a picture size: intrinsics in pixels, pose in the ego frame.
-
-    `rotation` turns camera axes (x right, y down, z forward) into ego axes, as nuScenes' `calibrated_sensor` does.
-    Pixel (column i, row j) is the ray through (i, j): centres are whole numbers.
-    """
-
-    name: str
-    width: int
-    height: int
-    translation: tuple[float, float, float]
-    rotation: Quaternion
-    intrinsic: tuple[tuple[float, float, float], ...]
-
-    @cached_property
-    def axes(self) -> Array:
-        """The camera's axes in the ego frame, in columns, (3, 3)."""
-        return self.rotation.rotation_matrix
-
-    def to_camera(self, points: Array) -> Array:
-        """Ego frame (n, 3) -> camera frame (n, 3)."""
-        return (points - np.array(self.translation)) @ self.axes
-
-    def project(self, points: Array) -> Array:
-        """Camera frame (n, 3) with positive z -> pixels (n, 2)."""
-        focal, (cx, cy) = self.intrinsic[0][0], (self.intrinsic[0][2], self.intrinsic[1][2])
-        return points[:, :2] / points[:, 2:] * focal + (cx, cy)
-
-
-@cache
-def cameras(width: int) -> dict[str, Camera]:
-    """The six cameras by name for pictures `width` pixels wide and 9/16 of that high.
-
-    Raises:
-        ValueError: the width is not a positive multiple of 16, so that the height is no whole number.
-    """
-    if width < 16 or width % 16:
-        raise ValueError(f"the picture width must be a multiple of 16, so that the height is 9/16 of it; got {width}")
-    scale = width / TAG_WIDTH
-    rig = {}
-    for name in CAMERAS:
-        translation, yaw, focal = _MOUNTING[name]
-        rotation = Quaternion(axis=(0, 0, 1), degrees=yaw) * _LOOKING_FORWARD
-        cx, cy = (value * scale for value in _PRINCIPAL_POINT)
-        intrinsic = ((focal * scale, 0.0, cx), (0.0, focal * scale, cy), (0.0, 0.0, 1.0))
-        rig[name] = Camera(name, width, width * 9 // 16, translation, rotation, intrinsic)
-    return rig
 
 
 @dataclass(frozen=True)
@@ -157,7 +90,7 @@ class ToyObject:
     """A box on the ground (a traffic light hangs) in the ego frame.
 
     Attributes:
-        name, status: as in `training.data.questions.STATUSES`.
+        name, status: as in `training.data.wording.STATUSES`.
         turn: "straight", "left" or "right"; only a moving vehicle turns.
         colour: a word of `COLOURS[name]`.
         center: (x, y, z) of the box's centre. size: (length, width, height). yaw: radians.
@@ -215,6 +148,7 @@ class ToyFrame:
     ego_lane: int  # 0 is the leftmost
     light: str | None
     objects: tuple[ToyObject, ...]
+    rig: Rig = NUSCENES
 
     @property
     def curvature(self) -> float:
@@ -275,23 +209,28 @@ def road_edges(ego_lane: int) -> tuple[float, float]:
 
 
 def sample_frame(
-    seed: int, scene: int, frame: int, frames_per_scene: int, weathers: Sequence[str] = WEATHERS
+    seed: int,
+    scene: int,
+    frame: int,
+    frames_per_scene: int,
+    weathers: Sequence[str] = WEATHERS,
+    rig: Rig = NUSCENES,
 ) -> ToyFrame:
     """Draw one key frame.
 
     Weather belongs to the scene. Weather, behaviour of the ego car and traffic light go through shuffled rounds of
     all their values, so that each is as frequent as the others. Key frames of a scene are far apart in time: they
-    share road, weather and skyline, and meet other objects.
+    share road, weather and skyline, and meet other objects. Without a camera that looks ahead there is no light.
     """
     number = scene * frames_per_scene + frame
     behaviours = [(direction, speed) for direction in DIRECTIONS for speed in SPEEDS]
     weather = _in_turn(seed, "weather", weathers, scene)
     direction, speed = _in_turn(seed, "behaviour", behaviours, number)
-    light = _in_turn(seed, "light", LIGHTS, number)
+    light = _in_turn(seed, "light", LIGHTS, number) if "front" in rig.sectors else None
     ego_lane = _in_turn(seed, "lane", range(LANES), number)
-    bare = ToyFrame(seed, scene, frame, weather, direction, speed, ego_lane, light, ())
+    bare = ToyFrame(seed, scene, frame, weather, direction, speed, ego_lane, light, (), rig)
     objects = tuple(_sample_objects(bare, bare.random("objects")))
-    return ToyFrame(seed, scene, frame, weather, direction, speed, ego_lane, light, objects)
+    return ToyFrame(seed, scene, frame, weather, direction, speed, ego_lane, light, objects, rig)
 
 
 def _in_turn(seed: int, purpose: str, values, number: int):
@@ -305,9 +244,9 @@ def _sample_objects(frame: ToyFrame, rng: random.Random) -> list[ToyObject]:
     placed: list[ToyObject] = []
     if frame.light is not None:
         placed.append(_place_light(frame, rng))
-    sectors = list(CAMERAS)
-    rng.shuffle(sectors)  # who comes first has more room: no camera shall always be first
-    for camera in sectors:
+    views = list(cameras(IMAGE_SIZE[0], frame.rig).values())
+    rng.shuffle(views)  # who comes first has more room: no camera shall always be first
+    for camera in views:
         for name in rng.sample(CLASSES, _weighted(rng, _GROUPS)):
             for _ in range(_weighted(rng, _LARGE_GROUP_SIZES if name in LARGE else _GROUP_SIZES)):
                 item = _place(frame, camera, name, placed, rng)
@@ -334,8 +273,10 @@ def _place_light(frame: ToyFrame, rng: random.Random) -> ToyObject:
     )
 
 
-def _place(frame: ToyFrame, camera: str, name: str, placed: list[ToyObject], rng: random.Random) -> ToyObject | None:
-    """Draw an object for a camera's sector; None if it found no free place in a fair number of attempts."""
+def _place(
+    frame: ToyFrame, camera: Camera, name: str, placed: list[ToyObject], rng: random.Random
+) -> ToyObject | None:
+    """Draw an object for a camera to see; None if it found no free place in a fair number of attempts."""
     status = rng.choice(STATUSES[name]) if STATUSES[name] else None
     colour = rng.choice(COLOURS[name])
     length, width, height = (side * rng.uniform(0.94, 1.06) for side in SIZES[name])
@@ -343,14 +284,10 @@ def _place(frame: ToyFrame, camera: str, name: str, placed: list[ToyObject], rng
         height = RIDDEN_HEIGHT * rng.uniform(0.97, 1.03)
     vehicle = status in ("moving", "parked", "stopped") and name != "pedestrian"
     turn = rng.choice(DIRECTIONS) if vehicle and status == "moving" else "straight"
-    near, far = _RANGE[name]
-    if camera == "CAM_FRONT":  # this camera sits far before the origin
-        near, far = near + 1.5, far + 1.5
-    elif camera == "CAM_BACK":  # and this wide one shows everything smaller
-        near, far = near * 0.8, far * 0.8
-    half = _SECTOR_WIDTH.get(camera, _DEFAULT_SECTOR_WIDTH) / 2
+    near, far = _range(name, camera)
+    half = _drawn_angle(camera) / 2
     for _ in range(_ATTEMPTS):
-        azimuth = math.radians(_MOUNTING[camera][1] + rng.uniform(-half, half))
+        azimuth = math.radians(camera.azimuth + rng.uniform(-half, half))
         distance = rng.uniform(near, far)
         x, y = distance * math.cos(azimuth), distance * math.sin(azimuth)
         s, d = (float(v) for v in road_coordinates(np.array(x), np.array(y), frame.curvature))
@@ -360,9 +297,24 @@ def _place(frame: ToyFrame, camera: str, name: str, placed: list[ToyObject], rng
         x, y, heading = from_road(s, d, frame.curvature)
         yaw = heading + _turned(name, status, turn, rng)
         item = ToyObject(name, status, turn, colour, (x, y, height / 2), (length, width, height), yaw, s, d)
-        if _fits(item, placed) and _belongs_to(item, camera):
+        if _fits(item, placed) and _belongs_to(item, camera, frame.rig):
             return item
     return None
+
+
+def _range(name: str, camera: Camera) -> tuple[float, float]:
+    """Metres from the ego car's origin at which a camera shall see a class."""
+    turn = math.radians(camera.azimuth)
+    ahead = camera.translation[0] * math.cos(turn) + camera.translation[1] * math.sin(turn) > 1.6  # of the origin, far
+    # A wide camera shows everything smaller, a narrow one larger.
+    scale = 0.8 if camera.field_of_view > _WIDE else 1.5 if camera.field_of_view < _NARROW else 1.0
+    near, far = ((distance + (1.5 if ahead else 0.0)) * scale for distance in _RANGE[name])
+    return near, far
+
+
+def _drawn_angle(camera: Camera) -> float:
+    """Degrees of azimuth in which centres are drawn: some less than the view, 50 of 65, 80 of 89."""
+    return max(10.0 * round((camera.field_of_view - 12) / 10), 10.0)
 
 
 def _turned(name: str, status: str | None, turn: str, rng: random.Random) -> float:
@@ -403,22 +355,9 @@ def _overlap(a: ToyObject, b: ToyObject) -> bool:
     return bool((np.abs(axes @ between) < reach + _GAP).all())
 
 
-def _belongs_to(item: ToyObject, camera: str) -> bool:
-    """Whether this camera has most of the object's width and no other camera has more than a sliver."""
+def _belongs_to(item: ToyObject, camera: Camera, rig: Rig) -> bool:
+    """Whether this camera has most of the object's width and none of another sector has more than a sliver."""
     corners = item.corners()
-    shares = {name: _share_in_view(rig, corners) for name, rig in cameras(TAG_WIDTH).items()}
-    return shares.pop(camera) >= 0.75 and max(shares.values()) <= 0.12
-
-
-def _share_in_view(camera: Camera, corners: Array) -> float:
-    """The share of the projected box's width that lies in the picture; parts behind the camera do not."""
-    local = camera.to_camera(corners)
-    if (local[:, 2] <= 0.1).all():
-        return 0.0
-    angles = np.arctan2(local[:, 0], local[:, 2])  # to the right of the optical axis; sound behind the camera too
-    left, right = angles.min(), angles.max()
-    if right - left > math.pi:  # astride the seam behind the camera
-        return 0.0
-    focal, cx = camera.intrinsic[0][0], camera.intrinsic[0][2]
-    view = math.atan2(-cx, focal), math.atan2(camera.width - cx, focal)
-    return max(0.0, min(right, view[1]) - max(left, view[0])) / (right - left)
+    views = cameras(IMAGE_SIZE[0], rig).values()
+    others = [view.share_of_width(corners) for view in views if view.sector != camera.sector]
+    return camera.share_of_width(corners) >= 0.75 and max(others, default=0.0) <= 0.12

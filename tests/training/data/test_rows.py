@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.drivelm_files import CAMERAS, make_world, write_world
-from training.data.rows import load_rows, to_messages
+from training.data.rows import load_rows
 from training.prepare import PrepareArguments, main
 
 
@@ -97,37 +97,3 @@ def test_errors_teach(folder, tmp_path):
     pq.write_table(pq.read_table(frames).slice(1), frames)
     with pytest.raises(ValueError, match="question scene-0_frame-0-0_0 refers to a frame that is not in"):
         load_rows(tmp_path / "alone" / "data", "train")
-
-
-def test_messages(rows):
-    row = rows[5]
-    messages = to_messages(row)
-    assert messages == {
-        "images": row["images"],
-        "prompt": [
-            {
-                "role": "user",
-                "content": [
-                    *({"type": "image", "camera": camera} for camera in CAMERAS),
-                    {"type": "text", "text": "Are there cars to the back of the ego car?"},
-                ],
-            }
-        ],
-        "completion": [{"role": "assistant", "content": [{"type": "text", "text": "Yes."}]}],
-    }
-    assert "SECRET" not in repr(messages)
-
-
-def test_messages_for_chosen_cameras(rows):
-    def cameras(row, chosen):
-        messages = to_messages(row, chosen)
-        shown = [part["camera"] for part in messages["prompt"][0]["content"] if part["type"] == "image"]
-        assert list(messages["images"]) == shown
-        return shown
-
-    assert cameras(rows[5], ["CAM_BACK", "CAM_FRONT"]) == ["CAM_BACK", "CAM_FRONT"]
-    assert cameras(rows[0], ["CAM_BACK", "CAM_FRONT"]) == ["CAM_FRONT"]  # this frame lacks CAM_BACK
-    assert cameras(rows[5], ["LIDAR_BEV", "CAM_FRONT"]) == ["CAM_FRONT"]
-    assert cameras(rows[5], []) == []
-    with pytest.raises(ValueError, match="unknown camera CAM_FRNT for question .*known: CAM_FRONT_LEFT, .*MAP_BEV"):
-        to_messages(rows[5], ["CAM_FRNT", "CAM_BACK"])

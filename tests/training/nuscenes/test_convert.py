@@ -24,7 +24,7 @@ from nuscenes.utils.data_classes import LidarPointCloud  # noqa: E402
 from nuscenes.utils.geometry_utils import points_in_box, view_points  # noqa: E402
 from pyquaternion import Quaternion  # noqa: E402
 
-from training.data.questions import SECTORS  # noqa: E402
+from training.data.rig import NUSCENES, read_rig  # noqa: E402
 from training.nuscenes.convert import NuScenesArguments, main, open_nuscenes  # noqa: E402
 from training.nuscenes.geometry import (  # noqa: E402
     EDGES,
@@ -47,6 +47,8 @@ from training.nuscenes.views import (  # noqa: E402
     render_lidar,
     render_map,
 )
+
+SECTORS = {name: NUSCENES.sector(name) for name in NUSCENES.names}
 
 REAL = Path(__file__).resolve().parents[3].parent / "shared" / "nuscenes-real1"
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="the real key frame is not here")
@@ -591,3 +593,70 @@ def test_wrong_options_are_explained(tmp_path: Path) -> None:
     (tmp_path / "full" / "nuscenes").mkdir(parents=True)
     with pytest.raises(ValueError, match="in the way"):
         main(arguments(root, tmp_path / "full"))
+
+
+# ---------------------------------------------------------------------------------------------- other cameras
+
+NAMES = {"CAM_FRONT": "bow", "CAM_FRONT_LEFT": "port_bow", "CAM_BACK": "stern", "CAM_BACK_LEFT": "port_quarter"}
+
+
+def rename_cameras(root: Path, names: dict[str, str]) -> Path:
+    """Another fleet's names for cameras; only the table of sensors has them."""
+    table = root / VERSION / "sensor.json"
+    sensors = json.loads(table.read_text())
+    table.write_text(json.dumps([{**one, "channel": names.get(one["channel"], one["channel"])} for one in sensors]))
+    return root
+
+
+def test_cameras_of_other_names_are_taken_by_where_the_calibration_has_them_look(tmp_path: Path) -> None:
+    root, out = rename_cameras(fleet(tmp_path / "fleet"), NAMES), tmp_path / "out"
+    counts = main(arguments(root, out, picture=str(tmp_path / "proof.png")))
+    renamed = {NAMES.get(name, name): name for name in SECTORS}
+    assert counts["cameras"] == list(renamed) and counts["cameras left out"] == {}
+    rig = read_rig(out / "rig.json")
+    assert {name: rig.sector(name) for name in rig.names} == {name: SECTORS[old] for name, old in renamed.items()}
+    stern = rig["stern"]
+    assert (stern.size, stern.place) == ((320, 180), (1.0, 0.0, 1.5)) and abs(stern.azimuth) == 180
+    assert stern.field_of_view == pytest.approx(64.7, abs=0.1)
+    frame = read_frame(out)
+    assert set(frame["image_paths"]) == set(renamed)
+    assert any(tag.split(",")[1] == "stern" for tag in frame["key_object_infos"])
+    # The questions are those of nuScenes' six but for the tags.
+    same = tmp_path / "same"
+    main(arguments(fleet(tmp_path / "six"), same))
+    text = json.dumps(read_frame(same)["QA"])
+    for old, new in NAMES.items():
+        text = text.replace(f",{old},", f",{new},")
+    assert json.loads(text) == frame["QA"]
+
+
+def test_nothing_drops_a_camera_without_a_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, out = fleet(tmp_path / "fleet"), tmp_path / "out"
+    table = root / VERSION / "sample_data.json"
+    records = [one for one in json.loads(table.read_text()) if one["token"] != "CAM_BACK_RIGHT"]
+    table.write_text(json.dumps(records))
+    counts = main(arguments(root, out))
+    assert counts["cameras left out"] == {"CAM_BACK_RIGHT is not in the key frame": 1}
+    assert "1 frames: CAM_BACK_RIGHT is not in the key frame" in capsys.readouterr().out
+
+    theirs = tmp_path / "theirs.json"
+    scenes = json.loads((out / "drivelm.json").read_text())
+    paths = scenes["scene"]["key_frames"]["sample"]["image_paths"]
+    paths["CAM_ROOF"] = paths.pop("CAM_FRONT")
+    theirs.write_text(json.dumps(scenes))
+    assert main(arguments(root, tmp_path / "joined", drivelm_json=str(theirs)))["cameras left out"] == {
+        "CAM_FRONT is not in the DriveLM file": 1,
+        "CAM_BACK_RIGHT is not in the key frame": 1,
+        "CAM_ROOF of the DriveLM file is not in the data": 1,
+    }
+
+
+def test_a_rig_of_one_s_own_must_have_all_cameras(tmp_path: Path) -> None:
+    root, rig = fleet(tmp_path / "fleet"), tmp_path / "rig.yaml"
+    rig.write_text("".join(f"{name}: {{azimuth: {index * 60 - 120}}}\n" for index, name in enumerate(SECTORS)))
+    main(arguments(root, tmp_path / "out", rig=str(rig)))
+    assert read_rig(tmp_path / "out" / "rig.json") == read_rig(rig)
+    rig.write_text("CAM_FRONT: {azimuth: 0}\nCAM_BACK: {azimuth: 180}\n")
+    with pytest.raises(ValueError, match="has CAM_FRONT, CAM_BACK; the data has CAM_BACK_LEFT, CAM_BACK_RIGHT, CAM_F"):
+        main(arguments(root, tmp_path / "two", rig=str(rig)))
+    assert not (tmp_path / "two" / "drivelm.json").exists()

@@ -11,8 +11,10 @@ import pytest
 from PIL import Image
 
 from smoldriver_hf.configuration_smoldriver import CAMERAS
+from training.data.drivelm import CATEGORIES
+from training.data.rig import read_rig
+from training.toyworld.balance import template
 from training.toyworld.make import ToyWorldArguments, main
-from training.toyworld.questions import CATEGORIES, template
 from training.toyworld.scene import CLASSES, WEATHERS, sample_frame
 
 TAG = re.compile(r"<c\d+,(CAM_[A-Z_]+),(\d+\.\d),(\d+\.\d)>")
@@ -181,7 +183,7 @@ def test_made_twice_is_made_once_and_nothing_is_overwritten(tmp_path, capsys):
         make(tmp_path / "world", scenes=3)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
-    with pytest.raises(ValueError, match="something else"):
+    with pytest.raises(ValueError, match="does not tell what it came from"):
         make(tmp_path / "mine")
     assert {path.name for path in tmp_path.iterdir()} == {"world", "mine"}
 
@@ -205,3 +207,31 @@ def test_numbers_must_be_positive(tmp_path, option):
 def test_width_must_give_a_whole_height(tmp_path):
     with pytest.raises(ValueError, match="multiple of 16.*got 150"):
         make(tmp_path / "world", width=150)
+
+
+@pytest.mark.parametrize(("name", "size"), [("four", (128, 80)), ("seven", (160, 90))])
+def test_a_world_of_another_rig(tmp_path, name, size):
+    rig = read_rig(name)
+    folder = make(tmp_path / "world", scenes=8, rig=name)
+    assert read_rig(folder / "rig.json") == rig
+    frames = [f for s in json.loads((folder / "drivelm.json").read_text()).values() for f in s["key_frames"].values()]
+    text = json.dumps([frame["QA"] for frame in frames])
+    for frame in frames:
+        assert tuple(frame["image_paths"]) == rig.names
+        for path in frame["image_paths"].values():
+            with Image.open(folder / path.removeprefix("../")) as image:
+                assert image.size == size
+    assert {tag.split(",")[1] for frame in frames for tag in frame["key_object_infos"]} == set(rig.names)
+    asked = set(re.findall(r"to the ((?:front|back)? ?(?:left|right)?) of the ego car", text))
+    assert asked == set(rig.sectors)
+    with pytest.raises(ValueError, match="other settings"):
+        make(tmp_path / "world", scenes=8)
+
+
+def test_a_rig_that_does_not_tell_all_cannot_be_drawn(tmp_path):
+    (tmp_path / "rig.yaml").write_text("front: {azimuth: 0, place: [1, 0, 1.5], size: [1600, 900]}")
+    with pytest.raises(ValueError, match="needs place, size and field_of_view of every camera; front lacks some"):
+        make(tmp_path / "world", rig=str(tmp_path / "rig.yaml"))
+    with pytest.raises(ValueError, match="rig five is neither a file nor one of four, nuscenes, seven"):
+        make(tmp_path / "world", rig="five")
+    assert not (tmp_path / "world").exists()

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from scipy.spatial import Delaunay
 
+from training.toyworld.cameras import cameras
 from training.toyworld.make import ToyWorldArguments, main
 from training.toyworld.nuscenes_tables import CATEGORY_NAMES, VERSION, attribute_name, scan
 from training.toyworld.render import render
-from training.toyworld.scene import CLASSES, cameras, sample_frame
+from training.toyworld.scene import CLASSES, sample_frame
 
 SCENES, FRAMES, WIDTH = 3, 2, 320
 TABLES = {

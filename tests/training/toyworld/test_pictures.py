@@ -6,9 +6,12 @@ from collections import Counter
 
 import pytest
 
-from training.data.questions import SECTORS, STATUSES
+from training.data.rig import NUSCENES
+from training.data.wording import STATUSES
 from training.toyworld.make import ToyWorldArguments, main
 from training.toyworld.pictures import SHOWS
+
+SECTORS = {name: NUSCENES.sector(name) for name in NUSCENES.names}
 
 
 @pytest.fixture(scope="module")

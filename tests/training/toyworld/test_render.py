@@ -14,20 +14,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smoldriver_hf.configuration_smoldriver import CAMERAS
-from training.data.questions import SECTORS
+from training.data.rig import NUSCENES, read_rig
+from training.toyworld.cameras import cameras
 from training.toyworld.models import build_faces
-from training.toyworld.questions import find_truth, write_questions
+from training.toyworld.questions import write_questions
 from training.toyworld.render import render
 from training.toyworld.scene import (
     CURVATURE,
     DIRECTIONS,
     ToyFrame,
     ToyObject,
-    cameras,
     from_road,
     road_coordinates,
     sample_frame,
 )
+from training.toyworld.truth import find_truth
+
+SECTORS = {name: NUSCENES.sector(name) for name in NUSCENES.names}
 
 WIDTH, STEP = 208, 3
 SCENES = (0, 7, 13)
@@ -221,3 +224,21 @@ def test_road_coordinates_are_inverse(direction, along, across):
     x, y, _ = from_road(along, across, CURVATURE[direction])
     s, d = road_coordinates(np.array(x), np.array(y), CURVATURE[direction])
     assert s == pytest.approx(along, abs=1e-6) and d == pytest.approx(across, abs=1e-6)
+
+
+def test_of_two_lenses_one_way_the_one_that_shows_an_object_whole_is_named():
+    """A tag in a picture that cuts the red lamp off would ask for what nobody can see there."""
+    rig = read_rig("seven")
+    named, cut = set(), 0
+    for scene in range(12):
+        frame = sample_frame(0, scene, 0, 1, rig=rig)
+        for seen in find_truth(frame, render(frame, WIDTH)).seen:
+            if seen.sector == "front":
+                shares = {
+                    name: cameras(WIDTH, rig)[name].share_in_picture(seen.item.corners())
+                    for name in rig.sectors["front"]
+                }
+                named.add(seen.camera)
+                cut += min(shares.values()) < 0.9
+                assert shares[seen.camera] >= max(shares.values()) - 0.1
+    assert named == {"CAM_FRONT", "CAM_FRONT_NARROW"} and cut > 3

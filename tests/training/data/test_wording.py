@@ -10,14 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.data.questions import (
-    SECTORS,
+from training.data.rig import NUSCENES
+from training.data.wording import (
     STATUSES,
     SceneObject,
     choose_key_objects,
     object_tag,
     perception_questions,
 )
+
+SECTORS = {name: NUSCENES.sector(name) for name in NUSCENES.names}
 
 DRIVELM = Path(__file__).resolve().parents[3].parent / "shared" / "drivelm" / "drivelm_9frames.json"
 TAG = re.compile(r"<c\d+,CAM_[A-Z_]+,\d+\.\d,\d+\.\d>")
@@ -286,14 +288,14 @@ def test_tags_follow_the_key_objects_given() -> None:
     ("name", "camera", "status", "message"),
     [
         ("sedan", "CAM_BACK", None, "one of car, truck"),
-        ("car", "CAM_TOP", None, "one of CAM_FRONT_LEFT"),
+        ("car", "CAM_TOP", None, "no camera 'CAM_TOP'; it has CAM_FRONT_LEFT"),
         ("car", "CAM_BACK", "standing", "moving, parked, stopped"),
         ("barrier", "CAM_BACK", "parked", "None only"),
     ],
 )
 def test_wrong_objects_are_explained(name: str, camera: str, status: str | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        SceneObject(name, camera, (0.0, 0.0), 1.0, status)
+        perception_questions([SceneObject(name, camera, (0.0, 0.0), 1.0, status)], random.Random(0))
 
 
 def test_nothing_around_asks_nothing() -> None:

@@ -17,14 +17,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-SECTORS: dict[str, str] = {
-    "CAM_FRONT_LEFT": "front left",
-    "CAM_FRONT": "front",
-    "CAM_FRONT_RIGHT": "front right",
-    "CAM_BACK_LEFT": "back left",
-    "CAM_BACK": "back",
-    "CAM_BACK_RIGHT": "back right",
-}
+from training.data.rig import NUSCENES, Rig, question_place, whereabouts
 
 T = TypeVar("T")
 
@@ -61,7 +54,7 @@ class SceneObject:
 
     Attributes:
         name: class word, a key of `STATUSES`, for example "construction vehicle".
-        camera: the camera that sees it best; `SECTORS[camera]` is the sector in the questions.
+        camera: the camera that sees it best; the sector to which the rig has it look stands in the questions.
         center: centre in that camera's image, in pixels of a 1600x900 image.
         distance: metres from the ego car.
         status: one of `STATUSES[name]`, or None where it has none or nobody knows it.
@@ -76,8 +69,6 @@ class SceneObject:
     def __post_init__(self) -> None:
         if self.name not in STATUSES:
             raise ValueError(f"SceneObject.name must be one of {', '.join(STATUSES)}; got {self.name!r}.")
-        if self.camera not in SECTORS:
-            raise ValueError(f"SceneObject.camera must be one of {', '.join(SECTORS)}; got {self.camera!r}.")
         if self.status is not None and self.status not in STATUSES[self.name]:
             known = ", ".join(STATUSES[self.name]) or "None only"
             raise ValueError(f"SceneObject.status of a {self.name} must be one of: {known}; got {self.status!r}.")
@@ -100,7 +91,11 @@ def choose_key_objects(objects: Sequence[SceneObject]) -> list[SceneObject]:
 
 
 def perception_questions(
-    objects: Sequence[SceneObject], rng: random.Random, *, key_objects: Sequence[SceneObject] | None = None
+    objects: Sequence[SceneObject],
+    rng: random.Random,
+    *,
+    key_objects: Sequence[SceneObject] | None = None,
+    rig: Rig = NUSCENES,
 ) -> list[dict[str, str]]:
     """Write the perception questions of one key frame.
 
@@ -111,12 +106,18 @@ def perception_questions(
         rng: decides which of the possible questions are asked.
         key_objects: the objects that the frame tags as c1, c2, ... in this order; if None,
             `choose_key_objects(objects)`.
+        rig: the cameras of the car; questions are about the sectors that they look to.
 
     Returns:
         `[{"Q": question, "A": answer}, ...]`; empty if there are no objects.
+
+    Raises:
+        ValueError: the rig lacks the camera of an object.
     """
     ordered = _ordered(objects)
-    sectors = {camera: [item for item in ordered if item.camera == camera] for camera in SECTORS}
+    sectors: dict[str, list[SceneObject]] = {sector: [] for sector in rig.sectors}
+    for item in ordered:
+        sectors[rig.sector(item.camera)].append(item)
     tagged = choose_key_objects(ordered) if key_objects is None else key_objects
     return [
         *_what_are_objects(sectors),
@@ -156,15 +157,6 @@ def count_word(count: int) -> str:
     return ("zero", "one", "two", "three")[count] if count <= 3 else "many"
 
 
-def whereabouts(camera: str) -> str:
-    """The place of a sector as DriveLM's answers say it; its questions say `to the {sector} of the ego car`."""
-    if camera == "CAM_FRONT":
-        return "in front of the ego car"
-    if camera == "CAM_BACK":
-        return "behind the ego car"
-    return f"to the {SECTORS[camera]} of the ego car"
-
-
 def _ordered(objects: Sequence[SceneObject]) -> list[SceneObject]:
     return sorted(objects, key=lambda item: (item.distance, item.name, item.camera, item.center, item.status or ""))
 
@@ -173,7 +165,7 @@ def _counted(count: int, name: str) -> str:
     return f"{count_word(count)} {name if count == 1 else plural(name)}"
 
 
-def _listed(parts: Sequence[str]) -> str:
+def listed(parts: Sequence[str]) -> str:
     """`a`; `a and b`; `a, b, and c`."""
     if len(parts) < 3:
         return " and ".join(parts)
@@ -186,13 +178,9 @@ def _by_class(items: Sequence[SceneObject]) -> dict[str, list[SceneObject]]:
     return {name: group for name, group in groups.items() if group}
 
 
-def _question_place(camera: str) -> str:
-    return f"to the {SECTORS[camera]} of the ego car"
-
-
 def _what_are_objects(sectors: dict[str, list[SceneObject]]) -> list[dict[str, str]]:
     questions = []
-    for camera, items in sectors.items():
+    for sector, items in sectors.items():
         if not items:
             continue
         groups = _by_class(items)
@@ -202,8 +190,8 @@ def _what_are_objects(sectors: dict[str, list[SceneObject]]) -> list[dict[str, s
         )  # agrees with the first in the list, as DriveLM does
         questions.append(
             {
-                "Q": f"What are objects {_question_place(camera)}?",
-                "A": f"There {verb} {_listed(parts)} {whereabouts(camera)}.",
+                "Q": f"What are objects {question_place(sector)}?",
+                "A": f"There {verb} {listed(parts)} {whereabouts(sector)}.",
             }
         )
     return questions
@@ -237,12 +225,12 @@ def _status_answer(name: str, group: Sequence[SceneObject]) -> str:
 
 def _statuses(sectors: dict[str, list[SceneObject]], rng: random.Random) -> list[dict[str, str]]:
     candidates: list[tuple[Hashable, dict[str, str]]] = []
-    for camera, items in sectors.items():
+    for sector, items in sectors.items():
         for name, group in _by_class(items).items():
             if any(item.status is None for item in group):  # part of the truth would be a wrong answer
                 continue
             subject = f"the {name} that is" if len(group) == 1 else f"the {plural(name)} that are"
-            question = f"What is the status of {subject} {_question_place(camera)}?"
+            question = f"What is the status of {subject} {question_place(sector)}?"
             states = frozenset(item.status for item in group)
             candidates.append((states, {"Q": question, "A": _status_answer(name, group)}))
     return _spread(candidates, MAX_STATUS, rng)
@@ -259,29 +247,29 @@ def _existence(sectors: dict[str, list[SceneObject]], rng: random.Random) -> lis
     asked = sorted({(item.name, item.status or "") for item in items if item.status or item.name not in stated})
     rng.shuffle(asked)
 
-    surplus = dict.fromkeys(SECTORS, 0)  # yes minus no, by sector
+    surplus = dict.fromkeys(sectors, 0)  # yes minus no, by sector
     questions: list[dict[str, str]] = []
     for name, status in asked:
         if len(questions) == 2 * MAX_EXISTENCE_PAIRS:
             break
-        states = {camera: {item.status or "" for item in sectors[camera] if item.name == name} for camera in SECTORS}
+        states = {sector: {item.status or "" for item in sectors[sector] if item.name == name} for sector in sectors}
         denied = status
         if name == "traffic light" and status:
             # They hang in the front view only, so another sector would give the answer away: ask for the other colour.
             denied = next(colour for colour in STATUSES[name] if colour != status)
-        true = [camera for camera in SECTORS if status in states[camera]]
+        true = [sector for sector in sectors if status in states[sector]]
         # An object of unknown state leaves the question open.
-        false = [camera for camera in SECTORS if denied not in states[camera] and "" not in states[camera]]
+        false = [sector for sector in sectors if denied not in states[sector] and "" not in states[sector]]
         if denied != status:
-            true = false = [camera for camera in true if camera in false]
+            true = false = [sector for sector in true if sector in false]
         if not true or not false:
             continue
-        yes = min(true, key=lambda camera: (surplus[camera], rng.random()))
-        no = max(false, key=lambda camera: (surplus[camera], rng.random()))
+        yes = min(true, key=lambda sector: (surplus[sector], rng.random()))
+        no = max(false, key=lambda sector: (surplus[sector], rng.random()))
         surplus[yes] += 1
         surplus[no] -= 1
-        questions.append({"Q": f"Are there {plural_in_state(name, status)} {_question_place(yes)}?", "A": "Yes."})
-        questions.append({"Q": f"Are there {plural_in_state(name, denied)} {_question_place(no)}?", "A": "No."})
+        questions.append({"Q": f"Are there {plural_in_state(name, status)} {question_place(yes)}?", "A": "Yes."})
+        questions.append({"Q": f"Are there {plural_in_state(name, denied)} {question_place(no)}?", "A": "No."})
     rng.shuffle(questions)
     return questions
 
@@ -289,22 +277,22 @@ def _existence(sectors: dict[str, list[SceneObject]], rng: random.Random) -> lis
 def _counts(sectors: dict[str, list[SceneObject]], rng: random.Random) -> list[dict[str, str]]:
     names = _by_class([item for items in sectors.values() for item in items])
     candidates: list[tuple[Hashable, dict[str, str]]] = []
-    for camera, items in sectors.items():
+    for sector, items in sectors.items():
         groups = _by_class(items)
         for name in names:
             word = count_word(len(groups.get(name, ())))
-            question = f"How many {plural(name)} are there {_question_place(camera)}?"
+            question = f"How many {plural(name)} are there {question_place(sector)}?"
             candidates.append((word, {"Q": question, "A": f"{word.capitalize()}."}))
     return _spread(candidates, MAX_COUNTS, rng)
 
 
 def _closest(sectors: dict[str, list[SceneObject]], rng: random.Random) -> list[dict[str, str]]:
     candidates: list[tuple[Hashable, dict[str, str]]] = []
-    for camera, items in sectors.items():
+    for sector, items in sectors.items():
         others = [item.distance for item in items if item.name != items[0].name]
         if not others or min(others) - items[0].distance < CLOSEST_MARGIN:  # one class only, or too close to call
             continue
-        question = f"What is the closest object {_question_place(camera)}?"
+        question = f"What is the closest object {question_place(sector)}?"
         candidates.append((items[0].name, {"Q": question, "A": f"A {items[0].name}."}))
     return _spread(candidates, MAX_CLOSEST, rng)
 
