@@ -9,10 +9,8 @@ Images are encoded once for all questions about them: SmolDriver keeps its scene
 their visual tokens. Decoding is greedy. A look without images is a text-only prompt.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,7 +22,6 @@ from transformers import (
     AutoProcessor,
     BitsAndBytesConfig,
     GenerationConfig,
-    PreTrainedConfig,
 )
 
 from smoldriver_hf.adapters import load_adapter, merge_adapter
@@ -34,8 +31,6 @@ from smoldriver_hf.tower_smoldriver import patch_grid
 from training.evaluation.controls import Images
 from training.learning.parts import HEAD, modules_of
 from training.learning.smolvlm import SceneView, load_processor
-
-_FINGERPRINTED = (".json", ".safetensors", ".bin", ".jinja", ".txt")
 
 
 @dataclass(frozen=True)
@@ -285,21 +280,6 @@ def load_answerer(
         return SmolDriverAnswerer(model, processor, num_queries)
     processor = load_processor(checkpoint, cameras, image_splitting)
     return BaselineAnswerer(model, SceneView(processor, cameras))
-
-
-def fingerprint(path: str, config: PreTrainedConfig | None = None) -> str:
-    """What exactly was evaluated: sha256 over a folder's weights and settings, or the commit of a Hub repository."""
-    folder = Path(path)
-    if not folder.is_dir():
-        commit = None if config is None else config._commit_hash
-        return f"commit:{commit}"
-    digest = hashlib.sha256()
-    for file in sorted(file for file in folder.iterdir() if file.suffix in _FINGERPRINTED):
-        digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
-        with file.open("rb") as content:
-            while block := content.read(1 << 20):
-                digest.update(block)
-    return f"sha256:{digest.hexdigest()}"
 
 
 def _files(images: Mapping[str, str | Image.Image]) -> list[str | Image.Image]:
