@@ -13,7 +13,7 @@ controls and their groups; "sighted" always runs. It writes into `output_dir`:
     metrics.json                  all figures, with command, seed, split hash, fingerprint and versions
     output.json                   the sighted answers in the DriveLM challenge's submission format
     attention.npz                 for a few frames, where each camera's Q-Former looks (SmolDriver)
-    run.json                      what the predictions were made with
+    made_with.json                what the predictions were made with
 
 Data whose coordinates are shares of the image are scored, and written for the challenge, in pixels.
 
@@ -34,11 +34,10 @@ import peft
 import torch
 import transformers
 
-from smoldriver_hf.fingerprint import fingerprint
 from training.command_line import run
 from training.data.rig import Rig, load_rig
 from training.data.rows import Row, Rows, load_rows, read_dataset_info
-from training.evaluation.answering import Answerer, SmolDriverAnswerer, load_answerer
+from training.evaluation.answering import Answerer, SmolDriverAnswerer, fingerprint, load_answerer
 from training.evaluation.controls import SIGHTED, Control, control_views, expand_controls
 from training.evaluation.figures import words_of
 from training.evaluation.predictions import (
@@ -144,9 +143,10 @@ def check_run(args: EvaluateArguments, identity: dict[str, Any], output_dir: Pat
     """
     options = ("split", "num_queries", "image_splitting", "load_in_4bit", "precision", "max_new_tokens", "seed")
     identity = {**identity, **{name: getattr(args, name) for name in options}}
-    file = output_dir / "run.json"
-    before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
-    if not is_done(file.exists(), before, identity, output_dir):
+    file, older = output_dir / "made_with.json", output_dir / "run.json"  # which is a recipe's record now
+    noted = file if file.exists() or not older.exists() else older
+    before = json.loads(noted.read_text(encoding="utf-8")) if noted.exists() else None
+    if not is_done(noted.exists(), before, identity, output_dir):
         write_json(file, identity)
 
 
@@ -253,7 +253,7 @@ def main(args: EvaluateArguments) -> Metrics:
             "coordinates": coordinates,
             "versions": _versions(),
             "counts": counts_of(frames, results),
-            "words": words_of(scores["results"]),
+            **words_of(scores["results"]),
             **scores,
         }
     )

@@ -13,11 +13,10 @@ from peft import LoraConfig, get_peft_model
 from tiny import lively, scene, tiny_model, tiny_processor, tiny_text_config
 
 from smoldriver_hf import CAMERAS
-from smoldriver_hf.fingerprint import fingerprint
 from training.data.rig import NUSCENES
 from training.data.rows import load_rows
 from training.evaluate import EvaluateArguments, main
-from training.evaluation.answering import PromptSight, SceneSight, SmolDriverAnswerer, load_answerer
+from training.evaluation.answering import PromptSight, SceneSight, SmolDriverAnswerer, fingerprint, load_answerer
 from training.evaluation.controls import SIGHTED, control_questions
 from training.evaluation.predictions import choose_frames, predict
 from training.evaluation.results import control_file, without_nan

@@ -11,6 +11,7 @@ their visual tokens. Decoding is greedy. A look without images is a text-only pr
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,9 +23,11 @@ from transformers import (
     AutoProcessor,
     BitsAndBytesConfig,
     GenerationConfig,
+    PreTrainedConfig,
 )
 
 from smoldriver_hf.adapters import load_adapter, merge_adapter
+from smoldriver_hf.fingerprint import fingerprint as folder_fingerprint
 from smoldriver_hf.loading_smoldriver import load_strictly
 from smoldriver_hf.precision_smoldriver import PRECISIONS, set_precision
 from smoldriver_hf.tower_smoldriver import patch_grid
@@ -280,6 +283,15 @@ def load_answerer(
         return SmolDriverAnswerer(model, processor, num_queries)
     processor = load_processor(checkpoint, cameras, image_splitting)
     return BaselineAnswerer(model, SceneView(processor, cameras))
+
+
+def fingerprint(path: str, config: PreTrainedConfig | None = None) -> str:
+    """What exactly was evaluated: sha256 over a folder's weights and settings, or the commit of a Hub repository."""
+    folder = Path(path)
+    if not folder.is_dir():
+        commit = None if config is None else config._commit_hash
+        return f"commit:{commit}"
+    return folder_fingerprint(folder)
 
 
 def _files(images: Mapping[str, str | Image.Image]) -> list[str | Image.Image]:

@@ -3,7 +3,7 @@
     {control}/predictions.jsonl   a `Prediction` a line
     metrics.json                  `Metrics`
 
-`hub_export` reads metrics.json by this form alone, with the words for readers that it carries under `words`.
+`hub_export` reads metrics.json by this form alone: it carries the words for readers, `figures` and `controls`.
 """
 
 import json
@@ -102,7 +102,8 @@ class Metrics(TypedDict):
     coordinates: NotRequired[str]  # of the data; files written before it was there scored all of them as pixels
     versions: dict[str, str]
     counts: Counts
-    words: NotRequired[Words]  # older files lack them; `training.evaluate` on the same folder adds them
+    figures: NotRequired[list[FigureWords]]  # what readers call figures and controls: older files lack both,
+    controls: NotRequired[dict[str, ControlWords]]  # and `training.evaluate` with the same output_dir adds them
     results: dict[str, dict[str, Any]]  # by control, see `training.evaluation.scoring.control_scores`
     intervals: Intervals
     calibration: dict[str, Any]
