@@ -100,10 +100,9 @@ def asked_controls(
     """
     controls = expand_controls(args.controls, cameras, args.severities)
     controls += [Control("sighted", budget=budget) for budget in args.budgets]
-    budgets = [control.budget for control in controls if control.budget is not None]
-    if budgets and not isinstance(answerer, SmolDriverAnswerer):
-        raise ValueError("budgets are for a SmolDriver; other models have one number of visual tokens")
-    for budget in budgets:
+    for budget in (control.budget for control in controls if control.budget is not None):
+        if not isinstance(answerer, SmolDriverAnswerer):
+            raise ValueError("budgets are for a SmolDriver; other models have one number of visual tokens")
         answerer.processor.num_image_tokens(budget)
     if args.controls == ["all"] and len({frame["scene_token"] for frame in pool}) == 1:
         print(f"{args.data} has one scene in split {args.split!r}: left out wrong_scene", file=sys.stderr)
@@ -275,7 +274,7 @@ def _print_summary(metrics: Metrics, output_dir: Path) -> None:
         if control in differences:
             gap = differences[control]["accuracy"]
             line += f"  sighted - control {100 * gap['estimate']:+6.1f} points"
-            if gap["low"] is not None:
+            if gap["low"] is not None and gap["high"] is not None:
                 line += f" [{100 * gap['low']:+.1f}, {100 * gap['high']:+.1f}]"
         print(line)
     print(f"{output_dir / 'metrics.json'}: {metrics['visual_tokens_per_scene']:.0f} visual tokens per scene")

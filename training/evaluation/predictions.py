@@ -19,7 +19,7 @@ from training.data.rig import Rig
 from training.data.rows import Row, Rows
 from training.evaluation.answering import Answerer
 from training.evaluation.controls import Control, control_questions, control_views
-from training.evaluation.results import Prediction, control_of
+from training.evaluation.results import Prediction, control_of, lines_of
 from training.evaluation.scoring import choices_of
 from training.files import write_text
 from training.metrics.answers import question_type
@@ -114,7 +114,7 @@ def _stored(file: Path, wanted: Mapping[tuple[str, str], Sequence[Row]]) -> list
         return []
     frames: dict[tuple[str, str], list[Prediction]] = {}
     broken = 0
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in lines_of(file):
         try:
             row = json.loads(line)
         except json.JSONDecodeError:  # the line that was being written

@@ -121,9 +121,17 @@ class Run:
     def predictions(self, control: str) -> dict[str, Prediction]:
         """Predictions of a control by question_id; empty if there are none."""
         file = control_file(self.folder, control)
-        if not file.is_file():
-            return {}
-        return {row["question_id"]: row for row in map(json.loads, file.read_text(encoding="utf-8").splitlines())}
+        return {row["question_id"]: row for row in read_predictions(file)} if file.is_file() else {}
+
+
+def read_predictions(file: Path) -> list[Prediction]:
+    """The rows of a finished predictions file."""
+    return [json.loads(line) for line in lines_of(file)]
+
+
+def lines_of(file: Path) -> list[str]:
+    """The lines of a JSONL file; what a model says may hold characters at which `str.splitlines` breaks lines too."""
+    return [line for line in file.read_text(encoding="utf-8", errors="replace").split("\n") if line]
 
 
 def load_runs(folders: Sequence[str]) -> list[Run]:
