@@ -12,13 +12,14 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from training.evaluation.results import IntervalFigures
+
 # Okabe and Ito's colours, which stay apart for colour-blind readers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LEGEND_COLUMNS = 3
 SIZE = (4.8, 3.2)  # inches; wider ones have letters too small for a phone
 
-Run = Mapping[str, Any]  # a run's metrics.json
 Point = tuple[float, float]
 
 
@@ -30,7 +31,7 @@ def data_address(figure: Figure) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def gap_figure(gaps: Mapping[str, Sequence[tuple[str, Mapping[str, float | None]]]]) -> str:
+def gap_figure(gaps: Mapping[str, Sequence[tuple[str, IntervalFigures]]]) -> str:
     """Sighted minus each blind control, in points, with intervals.
 
     Args:
@@ -44,16 +45,14 @@ def gap_figure(gaps: Mapping[str, Sequence[tuple[str, Mapping[str, float | None]
         offset = (number - (len(gaps) - 1) / 2) * 0.6 / len(gaps)
         for control, interval in entries:
             place = labels.index(control) + offset
-            middle, low, high = (interval[name] for name in ("estimate", "low", "high"))
-            if middle is None:
-                continue
-            ends = [100 * (middle if end is None else end) for end in (low, high)]
+            middle = interval["estimate"]
+            ends = [100 * (middle if end is None else end) for end in (interval["low"], interval["high"])]
             colour = COLOURS[number % len(COLOURS)]
             axes.plot(ends, [place, place], color=colour, linewidth=2.2, alpha=0.55)
             label = run if control == entries[0][0] else None
             axes.plot([100 * middle], [place], MARKERS[number % len(MARKERS)], color=colour, markersize=6, label=label)
     axes.axvline(0, color="#777777", linewidth=1)
-    axes.set_yticks(range(len(labels)), [label.replace("_", " ") for label in labels])
+    axes.set_yticks(range(len(labels)), labels)
     axes.invert_yaxis()
     axes.set_xlabel("points of accuracy, sighted minus control")
     _finish(axes)

@@ -358,7 +358,7 @@ def _yes_no_label(row: Prediction) -> int:
 
 
 def _option_label(row: Prediction) -> int:
-    return row["choices"].index(parse_choice(row["reference"], row["question"]))
+    return row["choices"].index(str(parse_choice(row["reference"], row["question"])))
 
 
 def _thinned(curve: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
