@@ -39,12 +39,14 @@ def write_run(folder: Path, data: Path, wrong: set[int], attention: bool = False
         scores = all_scores(results, NUSCENES, "pixels", resamples=20, seed=0)
     report = {
         "command": "python -m training.evaluate",
+        "arguments": {},
+        "versions": {},
         "seed": 0,
         "split": "test",
         "split_hash": rows.split_hash,
         "checkpoint": {"path": f"{folder.name}-{EVIL}", "fingerprint": "sha256:abc"},
         "counts": {"scenes": 2, "frames": 4, "questions": len(rows)},
-        "words": words_of(scores["results"]),
+        **words_of(scores["results"]),
         **scores,
     }
     (folder / "metrics.json").write_text(json.dumps(without_nan(report)))
