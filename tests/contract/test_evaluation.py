@@ -42,7 +42,7 @@ def test_the_card_names_controls_as_the_evaluation_does(tmp_path):
     assert len(card.budgets_table(metrics)["rows"]) == 2
 
 
-@pytest.mark.parametrize("form", ["Metrics", "Words", "FigureWords", "ControlWords"])
+@pytest.mark.parametrize("form", ["Metrics", "FigureWords", "ControlWords"])
 def test_the_card_reads_what_is_written(form):
     read, written = (getattr(module, form).__annotations__ for module in (card, evaluation))
     assert read.keys() <= written.keys()
