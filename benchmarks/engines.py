@@ -22,7 +22,7 @@ from hub_export.engines import onnx
 from smoldriver_hf.loading_smoldriver import load
 from training.command_line import run
 from training.data.rows import load_rows
-from training.evaluate import choose_frames
+from training.evaluation.predictions import choose_frames
 from training.files import command_of, write_json
 from training.learning.features import weights_hash
 from training.metrics.answers import answer_correct

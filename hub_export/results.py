@@ -3,62 +3,104 @@
 Nothing is computed from predictions here: each figure stands in the file, or is the difference of two that do.
 """
 
-import hashlib
-import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
 
+from hub_export.files import read_json
+from smoldriver_hf.fingerprint import fingerprint
+
 PIPELINE = "image-text-to-text"
-BLIND = ("template_majority", "text_only", "black", "wrong_scene")
-KEYS = (
-    "command",
-    "arguments",
-    "seed",
-    "split",
-    "split_hash",
-    "checkpoint",
-    "versions",
-    "counts",
-    "results",
-    "intervals",
-)
-KINDS = {"yes_no": "yes/no"}  # where a name with blanks is not how one writes it
-LANGUAGE = (
-    ("exact match", ("exact_match",)),
-    ("BLEU-4 (COCO)", ("coco", "bleu_4")),
-    ("ROUGE-L (COCO)", ("coco", "rouge_l")),
-    ("CIDEr (COCO)", ("coco", "cider")),
-    ("BLEU (sacrebleu)", ("sacrebleu", "score")),
-    ("BERTScore F1", ("bert_score", "f1")),
-    ("DriveLM final without judge", ("drivelm", "final")),
-)
-FINGERPRINTED = (".json", ".safetensors", ".bin", ".jinja", ".txt")
+OLD_BLIND = ("template_majority", "text_only", "black", "wrong_scene")  # of files that do not say what is blind
 
 
-def load_metrics(path: Path) -> dict[str, Any]:
-    """`metrics.json` of an evaluation.
+class ControlWords(TypedDict):
+    """What a control is called, and its group: "sighted", "budgets", "blind" or another."""
+
+    title: str
+    group: str
+    corruption: str | None
+
+
+class FigureWords(TypedDict):
+    """A figure that is better when higher: its title, its place in a control's results, its name in the intervals."""
+
+    title: str
+    place: list[str]
+    interval: str | None
+
+
+class Metrics(TypedDict):
+    """`metrics.json`, as far as it is read here."""
+
+    command: str
+    arguments: dict[str, Any]
+    seed: int
+    split: str
+    split_hash: str
+    checkpoint: dict[str, str]
+    versions: dict[str, str]
+    counts: dict[str, Any]
+    controls: dict[str, ControlWords]
+    figures: list[FigureWords]
+    results: dict[str, dict[str, Any]]
+    intervals: dict[str, dict[str, Any]]
+
+
+WORDS = ("controls", "figures")
+
+
+def load_metrics(path: Path) -> Metrics:
+    """`metrics.json` of an evaluation; `with_words` if it lacks the words for what it holds.
 
     Raises:
         ValueError: a key is missing, or there are no sighted answers or no blind control: they are not published
             without.
     """
-    metrics = json.loads(path.read_text())
-    missing = [key for key in KEYS if key not in metrics]
+    content = read_json(path)
+    missing = [key for key in Metrics.__annotations__ if key not in (*content, *WORDS)]
     if missing:
         raise ValueError(f"{path.name} lacks {', '.join(missing)}: figures are published with them or not at all")
+    metrics = with_words(content)
     if "sighted" not in metrics["results"] or not blind_of(metrics):
         raise ValueError(
-            f"{path.name} needs sighted answers and at least one blind control ({', '.join(BLIND)}); it has "
+            f"{path.name} needs sighted answers and at least one blind control; it has "
             f"{', '.join(metrics['results']) or 'none'}. Figures without mean little"
         )
+    unnamed = [control for control in metrics["results"] if control not in metrics["controls"]]
+    if unnamed:
+        raise ValueError(f"{path.name} does not say what the controls {', '.join(unnamed)} are")
     return metrics
 
 
-def check_fingerprint(metrics: dict[str, Any], checkpoint: Path, adapter: Path | None) -> None:
+def with_words(content: dict[str, Any]) -> Metrics:
+    """The same, and for a file that names neither its controls nor its figures: accuracies, under their own names."""
+    if all(key in content for key in WORDS):
+        return cast(Metrics, content)
+    print(
+        "metrics.json is of a time when it did not name its figures: the card shows accuracies alone. "
+        "training.evaluate with the same output_dir writes it anew and asks nothing again",
+        file=sys.stderr,
+    )
+    controls = {}
+    for name in content["results"]:
+        kind = "blind" if name in OLD_BLIND else "budgets" if name.startswith("sighted@") else name
+        controls[name] = ControlWords(title=name.replace("_", " "), group=kind, corruption=None)
+    sighted = content["results"].get("sighted", {})
+    figures = [FigureWords(title="accuracy", place=["accuracy"], interval="accuracy")]
+    for group, prefix in (("by_category", ""), ("by_type", "type:")):
+        for name in sighted.get(group, {}):
+            figures.append(
+                FigureWords(title=f"accuracy, {name}", place=[group, name, "accuracy"], interval=prefix + name)
+            )
+    return cast(Metrics, {**content, "controls": controls, "figures": figures})
+
+
+def check_fingerprint(metrics: Metrics, checkpoint: Path, adapter: Path | None) -> None:
     """Make sure that it was this checkpoint, with this adapter or none, that was evaluated.
 
     Raises:
@@ -73,41 +115,25 @@ def check_fingerprint(metrics: dict[str, Any], checkpoint: Path, adapter: Path |
             )
 
 
-def fingerprint(folder: Path) -> str:
-    """The same as `training.evaluation.answering.fingerprint`: sha256 over a folder's weights and settings."""
-    digest = hashlib.sha256()
-    for file in sorted(file for file in folder.iterdir() if file.suffix in FINGERPRINTED):
-        digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
-        with file.open("rb") as content:
-            while block := content.read(1 << 20):
-                digest.update(block)
-    return f"sha256:{digest.hexdigest()}"
-
-
-def blind_of(metrics: dict[str, Any]) -> list[str]:
+def blind_of(metrics: Metrics) -> list[str]:
     """The blind controls that were evaluated."""
-    return [control for control in BLIND if control in metrics["results"]]
+    return in_group(metrics, "blind")
 
 
-def figures(metrics: dict[str, Any]) -> Iterator[tuple[str, tuple[str, ...], str]]:
-    """(title, place in a control's results, name among the intervals) of each figure that is shown; all are better
-    when higher."""
-    sighted = metrics["results"]["sighted"]
-    yield "accuracy", ("accuracy",), "accuracy"
-    for category in sighted.get("by_category", {}):
-        yield f"accuracy, {category} category", ("by_category", category, "accuracy"), category
-    for kind in sighted.get("by_type", {}):
-        yield (
-            f"accuracy, {KINDS.get(kind, kind.replace('_', ' '))} questions",
-            ("by_type", kind, "accuracy"),
-            f"type:{kind}",
-        )
-    yield "balanced accuracy, yes/no", ("by_type", "yes_no", "balanced_accuracy"), "yes_no_balanced_accuracy"
-    for title, place in LANGUAGE:
-        yield title, place, ""
+def in_group(metrics: Metrics, group: str) -> list[str]:
+    """The controls of a group that were evaluated."""
+    return [
+        name for name, words in metrics["controls"].items() if words["group"] == group and name in metrics["results"]
+    ]
 
 
-def value_at(metrics: dict[str, Any], control: str, place: tuple[str, ...]) -> float | None:
+def figures(metrics: Metrics) -> Iterator[tuple[str, tuple[str, ...], str]]:
+    """(title, place in a control's results, name among the intervals) of each figure that is shown."""
+    for figure in metrics["figures"]:
+        yield figure["title"], tuple(figure["place"]), figure["interval"] or ""
+
+
+def value_at(metrics: Metrics, control: str, place: tuple[str, ...]) -> float | None:
     """A figure of a control, or None where it was not measured."""
     value: Any = metrics["results"].get(control, {})
     for name in place:
@@ -125,14 +151,14 @@ def shown(value: float | None, interval: dict[str, Any] | None = None, sign: str
     return text
 
 
-def best_blind(metrics: dict[str, Any], place: tuple[str, ...]) -> tuple[str, float] | None:
+def best_blind(metrics: Metrics, place: tuple[str, ...]) -> tuple[str, float] | None:
     """The blind control that reaches most, and what it reaches."""
     values = [(control, value_at(metrics, control, place)) for control in blind_of(metrics)]
     known = [(control, value) for control, value in values if value is not None]
     return max(known, key=lambda item: item[1]) if known else None
 
 
-def results_table(metrics: dict[str, Any]) -> dict[str, Any]:
+def results_table(metrics: Metrics) -> dict[str, Any]:
     """Sighted figures beside the blind ones, and the difference to the best of these, paired where there is one."""
     blind, intervals = blind_of(metrics), metrics["intervals"]
     rows = []
@@ -148,13 +174,14 @@ def results_table(metrics: dict[str, Any]) -> dict[str, Any]:
         own = shown(sighted, intervals.get("sighted", {}).get(name))
         others = [shown(value_at(metrics, control, place)) for control in blind]
         rows.append([title, shown(answers), own, *others, gain])
-    columns = ["figure", "answers", "sighted", *(name.replace("_", " ") for name in blind), "sighted − best blind"]
+    titles = [metrics["controls"][name]["title"] for name in blind]
+    columns = ["figure", "answers", "sighted", *titles, "sighted − best blind"]
     return {"columns": columns, "rows": rows}
 
 
-def budgets_table(metrics: dict[str, Any]) -> dict[str, Any] | None:
+def budgets_table(metrics: Metrics) -> dict[str, Any] | None:
     """What fewer visual tokens cost; None where only one budget was evaluated."""
-    budgets = [control for control in metrics["results"] if control.startswith("sighted@")]
+    budgets = in_group(metrics, "budgets")
     if not budgets:
         return None
     rows = []
@@ -167,33 +194,24 @@ def budgets_table(metrics: dict[str, Any]) -> dict[str, Any] | None:
     return {"columns": ["visual tokens per scene", "accuracy", "balanced accuracy, yes/no"], "rows": rows}
 
 
-def controls_table(metrics: dict[str, Any]) -> dict[str, Any] | None:
+def controls_table(metrics: Metrics) -> dict[str, Any] | None:
     """What happens with fewer, exchanged or spoilt images; of each corruption the strongest severity."""
-    chosen: dict[str, str] = {}  # the last of each kind; severities rise
-    for control in metrics["results"]:
-        if control not in BLIND and not control.startswith("sighted"):
-            kind = control.rpartition(":")[0] if control.startswith("corrupt:") else control
-            chosen[kind] = control
+    chosen: dict[str, str] = {}  # the last of each corruption: severities rise
+    for control, words in metrics["controls"].items():
+        if control in metrics["results"] and words["group"] not in ("sighted", "blind", "budgets"):
+            chosen[words["corruption"] or control] = control
     rows = []
     for control in chosen.values():
         gap = metrics["intervals"].get("sighted_minus", {}).get(control, {}).get("accuracy")
         cells = [
             shown(value_at(metrics, control, (name,))) for name in ("answers", "accuracy", "changed_from_sighted")
         ]
-        rows.append([control_title(control), *cells, shown(gap["estimate"], gap, "+") if gap else "–"])
+        rows.append([metrics["controls"][control]["title"], *cells, shown(gap["estimate"], gap, "+") if gap else "–"])
     columns = ["images or questions", "answers", "accuracy", "share of answers that changed", "sighted − this"]
     return {"columns": columns, "rows": rows} if rows else None
 
 
-def control_title(control: str) -> str:
-    """What a reader calls a control: "fog, severity 3", "without CAM_BACK"."""
-    kind, *rest = control.split(":")
-    if kind == "corrupt":
-        return f"{rest[0].replace('_', ' ')}, severity {rest[1]}"
-    return f"without {rest[0]}" if kind == "drop" else kind.replace("_", " ")
-
-
-def model_index(metrics: dict[str, Any], dataset: str) -> list[EvalResult]:
+def model_index(metrics: Metrics, dataset: str) -> list[EvalResult]:
     """The figures of the results table as the Hub's model-index wants them; the best blind control is in the name."""
     entries = []
     for title, place, _ in figures(metrics):
@@ -214,7 +232,7 @@ def model_index(metrics: dict[str, Any], dataset: str) -> list[EvalResult]:
     return entries
 
 
-def write_eval_results(metrics: dict[str, Any], dataset: str, target: Path) -> None:
+def write_eval_results(metrics: Metrics, dataset: str, target: Path) -> None:
     """The newer form of the same figures; it names data sets by their Hub id."""
     notes = f"split {metrics['split']}, split hash {metrics['split_hash']}, seed {metrics['seed']}"
     entries = []

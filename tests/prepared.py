@@ -48,6 +48,7 @@ def write_prepared(folder: Path, frames: int = 4, questions: int = 4, cameras=CA
         table = pa.Table.from_pylist(question_rows, schema=QUESTION_SCHEMA)
         pq.write_table(table, folder / "questions" / f"{split}-00000.parquet")
     info = {"image_root": "images", "split_hash": f"{frames}x{questions}x{len(cameras)}", "source": "tests"}
+    info |= {"options": {"coordinates": "pixels"}}
     if not set(cameras) <= set(CAMERAS):  # of a fleet: its rig has to be said
         info["rig"] = {name: {"azimuth": 360 * index / len(cameras)} for index, name in enumerate(cameras)}
     (folder / "dataset.json").write_text(json.dumps(info))

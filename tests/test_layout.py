@@ -33,14 +33,8 @@ MOST_FLOORS = 6
 MOST_LINES_OF_A_FILE = 450
 MOST_LINES_OF_A_FUNCTION = 60
 MOST_LINES = {"smoldriver_hf": 2800, "training": 14740, "hub_export": 2950, "benchmarks": 2520}
-LONG_FILES = {
-    "training/evaluate.py": "waits for its cut",
-    "training/report.py": "waits for its cut",
-}
+LONG_FILES = {}
 LONG_FUNCTIONS = {
-    "training/evaluate.py main": "waits for its cut",
-    "training/evaluation/answering.py load_answerer": "waits for its cut",
-    "training/metrics/drivelm.py score_drivelm": "waits for its cut",
     "training/toyworld/nuscenes_tables.py _fixed_tables": "a list of nuScenes' constant records, one after the other",
 }
 # Modules without a test file of their name in the mirrored place, and where they are tested.
@@ -75,7 +69,12 @@ TESTED_IN = {
     "training/distillation/trainer.py": "training/test_transfer.py",
     "training/evaluation/answering.py": "training/test_evaluate.py",
     "training/evaluation/corruptions.py": "training/evaluation/test_controls.py",
-    "training/evaluation/figures.py": "training/test_report.py",
+    "training/evaluation/absent_objects.py": "training/evaluation/test_controls.py",
+    "training/evaluation/figures.py": "training/evaluation/test_tables.py",
+    "training/evaluation/paraphrases.py": "training/evaluation/test_controls.py",
+    "training/evaluation/plots.py": "training/test_report.py",
+    "training/evaluation/predictions.py": "training/test_evaluate.py",
+    "training/evaluation/results.py": "training/test_report.py",
     "training/evaluation/scoring.py": "training/test_evaluate.py",
     "training/learning/callbacks.py": "training/test_finetune.py",
     "training/learning/examples.py": "training/learning/test_collate.py",

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from training.evaluate import control_file, without_nan
+from training.evaluation.results import control_file, without_nan
 from training.metrics.answers import answer_correct
 from training.metrics.intervals import mean_difference_interval, mean_interval
 

@@ -6,7 +6,8 @@ from exported import export, save_checkpoint
 from huggingface_hub import ModelCard
 
 from hub_export.card import pinned, snippet, write_card
-from hub_export.results import fingerprint, load_metrics
+from hub_export.results import load_metrics
+from smoldriver_hf.fingerprint import fingerprint
 
 
 def interval(estimate, low=None, high=None):
@@ -16,6 +17,10 @@ def interval(estimate, low=None, high=None):
 def scores(accuracy, balanced, exact, **more):
     kinds = {"yes_no": {"answers": 60, "accuracy": accuracy, "balanced_accuracy": balanced}}
     return {"answers": 160, "accuracy": accuracy, "by_type": kinds, "exact_match": exact, **more}
+
+
+def words(title, group, corruption=None):
+    return {"title": title, "group": group, "corruption": corruption}
 
 
 # As training.evaluate writes it; the figures are made up.
@@ -44,6 +49,25 @@ METRICS = {
         },
     },
 }
+METRICS["controls"] = {
+    "sighted": words("sighted", "sighted"),
+    "template_majority": words("template majority", "blind"),
+    "black": words("black", "blind"),
+    "drop:CAM_BACK": words("without CAM_BACK", "cameras"),
+    "corrupt:fog:1": words("fog, severity 1", "corruptions", "fog"),
+    "corrupt:fog:3": words("fog, severity 3", "corruptions", "fog"),
+    "sighted@2": words("sighted, 2 queries per camera", "budgets"),
+}
+METRICS["figures"] = [
+    {"title": "accuracy", "place": ["accuracy"], "interval": "accuracy"},
+    {
+        "title": "balanced accuracy, yes/no",
+        "place": ["by_type", "yes_no", "balanced_accuracy"],
+        "interval": "yes_no_balanced_accuracy",
+    },
+    {"title": "exact match", "place": ["exact_match"], "interval": None},
+    {"title": "BLEU (sacrebleu)", "place": ["sacrebleu", "score"], "interval": None},
+]
 COST = {"command": "python -m benchmarks.x", "device": "one thread", "rows": [{"budget": 64, "first token, s": 2.125}]}
 
 
@@ -144,10 +168,31 @@ def test_figures_of_another_checkpoint_are_refused(checkpoint, tmp_path):
         export(tmp_path / "smoldriver", checkpoint, metrics=metrics)
 
 
-def test_the_fingerprint_is_that_of_the_evaluation(checkpoint):
-    from training.evaluation.answering import fingerprint as evaluated  # a law of the house keeps the packages apart
+def test_a_figure_that_nobody_knows_is_shown_under_its_own_title(checkpoint, tmp_path):
+    figures = [*METRICS["figures"], {"title": "smoothness", "place": ["smooth", "mean"], "interval": None}]
+    results = {**METRICS["results"], "sighted": {**METRICS["results"]["sighted"], "smooth": {"mean": 0.5}}}
+    metrics = write_metrics(tmp_path, checkpoint, figures=figures, results=results)
+    card = (export(tmp_path / "smoldriver", checkpoint, metrics=metrics) / "README.md").read_text()
+    assert "| smoothness | – | 0.500 | – | – | – |" in card.splitlines()
 
-    assert fingerprint(checkpoint) == evaluated(str(checkpoint))
+
+def test_a_control_without_words_is_an_error(tmp_path):
+    results = {**METRICS["results"], "mirrored": scores(0.5, 0.5, 0.5)}
+    (tmp_path / "metrics.json").write_text(json.dumps({**METRICS, "checkpoint": {}, "results": results}))
+    with pytest.raises(ValueError, match="does not say what the controls mirrored are"):
+        load_metrics(tmp_path / "metrics.json")
+
+
+def test_a_file_of_before_the_words_is_shown_by_its_accuracies(checkpoint, tmp_path, capsys):
+    old = {key: value for key, value in METRICS.items() if key not in ("controls", "figures")}
+    content = {**old, "checkpoint": {"path": "x", "fingerprint": fingerprint(checkpoint)}}
+    (tmp_path / "metrics.json").write_text(json.dumps(content))
+    folder = export(tmp_path / "smoldriver", checkpoint, metrics=str(tmp_path / "metrics.json"))
+    lines = (folder / "README.md").read_text().splitlines()
+    assert "| accuracy | 160 | 0.812 [0.750, 0.875] | 0.625 | 0.500 | +0.188 [+0.062, +0.250] |" in lines
+    assert "| accuracy, yes_no | 60 | 0.812 | 0.625 | 0.500 | +0.188 |" in lines
+    assert "| corrupt:fog:1 | 160 | 0.781 | 0.062 | – |" in lines and "| 12 | 0.719 | 0.700 |" in lines
+    assert "writes it anew and asks nothing again" in capsys.readouterr().err
 
 
 def test_rows_of_a_cost_table_have_the_same_columns(checkpoint, tmp_path):

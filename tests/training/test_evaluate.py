@@ -13,10 +13,13 @@ from peft import LoraConfig, get_peft_model
 from tiny import lively, scene, tiny_model, tiny_processor, tiny_text_config
 
 from smoldriver_hf import CAMERAS
+from training.data.rig import NUSCENES
 from training.data.rows import load_rows
-from training.evaluate import EvaluateArguments, choose_frames, control_file, main, predict, without_nan
+from training.evaluate import EvaluateArguments, main
 from training.evaluation.answering import PromptSight, SceneSight, SmolDriverAnswerer, fingerprint, load_answerer
-from training.evaluation.controls import control_questions
+from training.evaluation.controls import SIGHTED, control_questions
+from training.evaluation.predictions import choose_frames, predict
+from training.evaluation.results import control_file, without_nan
 from training.evaluation.scoring import (
     calibration,
     challenge_references,
@@ -315,10 +318,10 @@ def test_errors_teach(arguments, report, data, tmp_path):
         load_answerer(arguments.checkpoint, CAMERAS, image_splitting=True)
     (frame,) = choose_frames(load_rows(data, "test"), 1)
     file = tmp_path / "predictions.jsonl"
-    row = {**control_questions("sighted", frame[1])[0], "reference": "Changed."}
+    row = {**control_questions(SIGHTED, frame[1], NUSCENES)[0], "reference": "Changed."}
     file.write_text(json.dumps({key: value for key, value in row.items() if key != "images"}) + "\n")
     with pytest.raises(ValueError, match="which the data does not ask any more"):
-        predict("sighted", lambda *_: [], [frame], file)
+        predict(SIGHTED, lambda *_: [], [frame], NUSCENES, file)
 
 
 def test_frames_chosen_by_hash_are_nested(data):

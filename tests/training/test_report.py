@@ -6,73 +6,21 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
 import prepared
 import pytest
+from evaluated import EVIL, write_run
 
 from smoldriver_hf import CAMERAS
-from training import evaluate
 from training.data.rows import load_rows
-from training.report import (
-    ReportArguments,
-    corruption_curves,
-    figure_text,
-    flat,
-    load_runs,
-    main,
-    named_losses,
-    overlay,
-    token_curve,
-)
-
-EVIL = '<script>alert("x")</script> & <b>'
+from training.evaluation.curves import named_losses
+from training.evaluation.results import load_runs
+from training.evaluation.tables import flat
+from training.report import ReportArguments, main
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     return prepared.write_prepared(tmp_path_factory.mktemp("data"), frames=4, splits=("test",))
-
-
-def write_run(folder: Path, data: Path, wrong: set[int], attention: bool = False) -> Path:
-    """Predictions without a model: right but for the questions `wrong`, and what black images give."""
-    rows = load_rows(data, "test")
-    results: dict[str, list[dict]] = {}
-    for control in ("sighted", "black", "text_only", "sighted@2", "corrupt:fog:1", "corrupt:fog:5", "drop:CAM_BACK"):
-        predictions = []
-        for index, row in enumerate(rows):
-            right = control != "black" and index not in wrong
-            prediction = evaluate._prediction(
-                {**row, "asked": row["question"]}, row["answer"] if right else EVIL, None
-            )
-            prediction["visual_tokens"] = 12 if "@" in control else 48
-            if row["answer"][:3] in ("Yes", "No.") and control in ("sighted", "black"):
-                prediction |= {"choices": ["Yes", "No"], "log_likelihoods": [-0.1, -2.0 - index]}
-            predictions.append(prediction)
-        results[control] = predictions
-        file = evaluate.control_file(folder, control)
-        file.parent.mkdir(parents=True)
-        file.write_text("".join(json.dumps(prediction) + "\n" for prediction in predictions))
-    args = evaluate.EvaluateArguments("checkpoint", str(data), str(folder), resamples=20)
-    scored = {control: evaluate.control_scores(rows, results["sighted"], False) for control, rows in results.items()}
-    report = {
-        "command": "python -m training.evaluate",
-        "seed": 0,
-        "split": "test",
-        "split_hash": rows.split_hash,
-        "checkpoint": {"path": f"{folder.name}-{EVIL}", "fingerprint": "sha256:abc"},
-        "counts": {"scenes": 2, "frames": 4, "questions": len(rows)},
-        "results": scored,
-        "intervals": evaluate.intervals(results, args.resamples, 0),
-        "calibration": evaluate.calibration(results),
-        "visual_tokens_per_scene": 48.0,
-    }
-    (folder / "metrics.json").write_text(json.dumps(evaluate.without_nan(report)))
-    if attention:
-        frame = next(rows.frames())[0]
-        key = f"{frame['scene_token']}/{frame['frame_token']}"
-        maps = {f"{key}/{camera}": np.eye(3, dtype=np.float32) for camera in CAMERAS}
-        np.savez(folder / "attention.npz", **maps)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -136,8 +84,6 @@ def test_every_figure_of_metrics_json_is_there(page, runs):
         assert len(rows) > 100
         for name, value in rows:
             assert name in text and value in text, name
-    assert figure_text(0.1234567) == "0.123457" and figure_text(None) == "null" and figure_text([1, 2.5]) == "1, 2.5"
-    assert flat({"a": {"b": [{"c": 1}]}}) == [("a › b › 0 › c", "1")]
 
 
 def test_what_models_say_is_text(page):
@@ -173,19 +119,9 @@ def test_figures_and_tables(page):
     assert "87.5 %" in text and "+87.5" in text  # 14 of 16 right, none on black images
 
 
-def test_curves(runs):
-    first = load_runs([str(runs[0])])[0]
-    assert token_curve(first) == [(12.0, 0.875), (48.0, 0.875)]
-    assert corruption_curves(first) == {"fog": [(0, 0.875), (1, 0.875), (5, 0.875)]}
-
-
 def test_without_data_there_is_no_gallery(runs, tmp_path):
     output = main(ReportArguments([str(runs[0])], str(tmp_path / "deep" / "report.html")))
     assert "Gallery" not in output.read_text() and len(list(output.parent.iterdir())) == 1
-
-
-def test_overlay_of_even_attention_is_clear():
-    assert overlay(np.ones((2, 3), dtype=np.float32)) != overlay(np.eye(3, dtype=np.float32))
 
 
 def test_errors_teach(runs, data, tmp_path):

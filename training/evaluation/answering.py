@@ -9,7 +9,6 @@ Images are encoded once for all questions about them: SmolDriver keeps its scene
 their visual tokens. Decoding is greedy. A look without images is a text-only prompt.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,14 +27,13 @@ from transformers import (
 )
 
 from smoldriver_hf.adapters import load_adapter, merge_adapter
+from smoldriver_hf.fingerprint import fingerprint as folder_fingerprint
 from smoldriver_hf.loading_smoldriver import load_strictly
 from smoldriver_hf.precision_smoldriver import PRECISIONS, set_precision
 from smoldriver_hf.tower_smoldriver import patch_grid
 from training.evaluation.controls import Images
 from training.learning.parts import HEAD, modules_of
 from training.learning.smolvlm import SceneView, load_processor
-
-_FINGERPRINTED = (".json", ".safetensors", ".bin", ".jinja", ".txt")
 
 
 @dataclass(frozen=True)
@@ -243,17 +241,42 @@ def load_answerer(
     Raises:
         ValueError: an architecture that is none of the three, or options that do not fit it or each other.
     """
+    config = AutoConfig.from_pretrained(checkpoint)
+    ours = config.model_type == "smoldriver"
+    _check_options(config.model_type, precision, load_in_4bit, image_splitting, num_queries)
+    model = _load_model(checkpoint, modules_of(config.model_type), adapter, load_in_4bit, precision)
+    model.eval().requires_grad_(False)
+    if not load_in_4bit:
+        if torch.cuda.is_available():
+            model.to("cuda")
+        if ours:
+            set_precision(model, precision)
+    if ours:
+        processor = AutoProcessor.from_pretrained(checkpoint)
+        processor.num_image_tokens(num_queries)
+        return SmolDriverAnswerer(model, processor, num_queries)
+    processor = load_processor(checkpoint, cameras, image_splitting)
+    return BaselineAnswerer(model, SceneView(processor, cameras))
+
+
+def _check_options(
+    model_type: str, precision: str, load_in_4bit: bool, image_splitting: bool, num_queries: int | None
+) -> None:
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {PRECISIONS}; got {precision!r}")
-    config = AutoConfig.from_pretrained(checkpoint)
-    modules = modules_of(config.model_type)
-    ours = config.model_type == "smoldriver"
+    ours = model_type == "smoldriver"
     if precision == "int8" and (load_in_4bit or not ours):
         raise ValueError("precision int8 is for a SmolDriver without 4-bit weights")
     if image_splitting and ours:
         raise ValueError("image_splitting is for SmolVLM and Idefics3; a SmolDriver encodes each image once")
     if num_queries is not None and not ours:
-        raise ValueError(f"num_queries is a SmolDriver's budget; {config.model_type} has none")
+        raise ValueError(f"num_queries is a SmolDriver's budget; {model_type} has none")
+
+
+def _load_model(
+    checkpoint: str, modules: Mapping[str, str], adapter: str | None, load_in_4bit: bool, precision: str
+) -> Any:
+    """The model with its adapter, in float32 or bfloat16, or with the language model in NF4."""
     quantization = None
     if load_in_4bit:
         quantization = BitsAndBytesConfig(
@@ -273,18 +296,7 @@ def load_answerer(
             parameter.data = parameter.data.to(torch.bfloat16)
     elif adapter is not None:
         model = load_adapter(model, adapter).get_base_model()  # which runs with the adapter's layers in place
-    model.eval().requires_grad_(False)
-    if not load_in_4bit:
-        if torch.cuda.is_available():
-            model.to("cuda")
-        if ours:
-            set_precision(model, precision)
-    if ours:
-        processor = AutoProcessor.from_pretrained(checkpoint)
-        processor.num_image_tokens(num_queries)
-        return SmolDriverAnswerer(model, processor, num_queries)
-    processor = load_processor(checkpoint, cameras, image_splitting)
-    return BaselineAnswerer(model, SceneView(processor, cameras))
+    return model
 
 
 def fingerprint(path: str, config: PreTrainedConfig | None = None) -> str:
@@ -293,13 +305,7 @@ def fingerprint(path: str, config: PreTrainedConfig | None = None) -> str:
     if not folder.is_dir():
         commit = None if config is None else config._commit_hash
         return f"commit:{commit}"
-    digest = hashlib.sha256()
-    for file in sorted(file for file in folder.iterdir() if file.suffix in _FINGERPRINTED):
-        digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
-        with file.open("rb") as content:
-            while block := content.read(1 << 20):
-                digest.update(block)
-    return f"sha256:{digest.hexdigest()}"
+    return folder_fingerprint(folder)
 
 
 def _files(images: Mapping[str, str | Image.Image]) -> list[str | Image.Image]:

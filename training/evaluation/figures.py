@@ -1,119 +1,175 @@
-"""The report's figures: numbers of metrics.json to SVG pictures, embedded as data addresses."""
+"""What figures are called: the one table that the report, the model card and the README's tables read.
 
-import base64
-import io
-from collections.abc import Mapping, Sequence
+A figure goes by its place in a control's scores, such as "coco.bleu_4"; `*` stands for a category, a type of question
+or a camera. A new metric of wording is a function in `training.metrics` and an entry of `METRICS`: it is computed,
+written into metrics.json, and shown in every table. A figure that stands in no table here is an error.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import matplotlib
+from training.evaluation.controls import Control
+from training.evaluation.results import FigureWords, Words
+from training.metrics.language import coco_scores, exact_match, sacrebleu_score, seed_bleu
 
-matplotlib.use("agg")
-from matplotlib import pyplot
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
-# Okabe and Ito's colours, which stay apart for colour-blind readers.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-LEGEND_COLUMNS = 3
-SIZE = (4.8, 3.2)  # inches; wider ones have letters too small for a phone
-
-Run = Mapping[str, Any]  # a run's metrics.json
-Point = tuple[float, float]
+KINDS = {"yes_no": "yes/no"}  # types of questions whose name with blanks is not how one writes it
 
 
-def data_address(figure: Figure) -> str:
-    """The figure as `data:image/svg+xml;base64,…`; closes it."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    pyplot.close(figure)
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
+@dataclass(frozen=True)
+class Figure:
+    """A figure that tables show, the higher the better: its title and, where it has one, its name among the intervals.
 
-
-def gap_figure(gaps: Mapping[str, Sequence[tuple[str, Mapping[str, float | None]]]]) -> str:
-    """Sighted minus each blind control, in points, with intervals.
-
-    Args:
-        gaps: {run: [(control, interval)]}.
+    `{}` stands for the word under `*`.
     """
-    labels = list(dict.fromkeys(control for entries in gaps.values() for control, _ in entries))
-    figure, axes = pyplot.subplots(
-        figsize=(SIZE[0], 1.1 + len(labels) * (0.25 + 0.22 * len(gaps))), layout="constrained"
+
+    title: str
+    interval: str | None = None
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A score of the wording of answers.
+
+    Attributes:
+        score: (answers, references) → its figures by name, or one number.
+        titles: of its figures, "" for one number; None keeps a figure out of short tables.
+    """
+
+    score: Callable[[Sequence[str], Sequence[str]], Mapping[str, Any] | float]
+    titles: Mapping[str, str | None]
+
+
+METRICS = {
+    "exact_match": Metric(exact_match, {"": "exact match"}),
+    "coco": Metric(
+        coco_scores,
+        {
+            "bleu_1": "BLEU-1 (COCO)",
+            "bleu_2": None,
+            "bleu_3": None,
+            "bleu_4": "BLEU-4 (COCO)",
+            "rouge_l": "ROUGE-L (COCO)",
+            "cider": "CIDEr (COCO)",
+        },
+    ),
+    "sacrebleu": Metric(sacrebleu_score, {"score": "BLEU (sacrebleu)"}),
+    "seed_bleu": Metric(seed_bleu, {"bleu": "BLEU (seed's)", "brevity_penalty": None, "precisions": None}),
+}
+
+SHARES = {
+    "accuracy": Figure("accuracy", "accuracy"),
+    "by_category.*.accuracy": Figure("accuracy, {} category", "{}"),
+    "by_type.*.accuracy": Figure("accuracy, {} questions", "type:{}"),
+    "by_type.yes_no.balanced_accuracy": Figure("balanced accuracy, yes/no", "yes_no_balanced_accuracy"),
+}
+ELSEWHERE = {  # scores that need more than answers and references
+    "bert_score.f1": Figure("BERTScore F1"),
+    "drivelm.final": Figure("DriveLM final without judge"),
+}
+DETAILS = frozenset(
+    """
+    answers errors visual_tokens_per_scene changed_from_sighted by_category.*.answers by_type.*.answers
+    by_type.*.unparsed by_type.yes_no.yes_rate by_type.yes_no.reference_yes_rate by_type.count.exact
+    by_type.count.mean_absolute_error by_type.behaviour.macro_f1 by_type.behaviour.steering_macro_f1
+    by_type.behaviour.speed_macro_f1 by_type.localisation.f1 bert_score.precision bert_score.recall
+    bert_score.num_layers drivelm.accuracy drivelm.match_f1 drivelm.match drivelm.bleu_1 drivelm.bleu_2 drivelm.bleu_3
+    drivelm.bleu_4 drivelm.rouge_l drivelm.cider drivelm.language drivelm.judge drivelm.counts.* named_camera.answers
+    named_camera.accuracy other_cameras.answers other_cameras.accuracy hallucination.*.answers
+    hallucination.*.yes_rate hallucination.*.unparsed
+    """.split()
+)
+"""Figures that stand in tables of their own, or only among all of them at the end of the report."""
+
+
+def known_figures() -> dict[str, Figure | None]:
+    """Every figure there is, in the order of tables; None for those that these do not show."""
+    measured = {
+        f"{name}.{part}".rstrip("."): Figure(title) if title else None
+        for name, metric in METRICS.items()
+        for part, title in metric.titles.items()
+    }
+    return {**SHARES, **measured, **ELSEWHERE, **dict.fromkeys(DETAILS)}
+
+
+def title_of(name: str) -> str:
+    """What readers call a figure, such as "coco.bleu_4".
+
+    Raises:
+        ValueError: tables do not show a figure of that name.
+    """
+    figure = known_figures().get(name)
+    if figure is None:
+        raise ValueError(f"unknown figure {name!r}; training/evaluation/figures.py gives figures their titles")
+    return figure.title
+
+
+def figures_of(scores: Mapping[str, Any]) -> list[FigureWords]:
+    """The figures in a control's scores that tables show, in the tables' order.
+
+    Raises:
+        ValueError: the scores hold a number that no table here knows.
+    """
+    known = known_figures()
+    found: dict[str, list[FigureWords]] = {name: [] for name in known}
+    for place in _numbers(scores, ()):
+        name, word = _known(place, known)
+        figure = known[name]
+        if figure is not None:
+            title = figure.title.format(KINDS.get(word, word.replace("_", " ")))
+            interval = figure.interval and figure.interval.format(word)
+            found[name].append({"title": title, "place": list(place), "interval": interval})
+    return [words for name in found for words in found[name]]
+
+
+def value_at(scores: Mapping[str, Any], place: Sequence[str]) -> Any:
+    """A figure of a control, or None where it was not measured."""
+    value: Any = scores
+    for name in place:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
+
+
+def words_of(results: Mapping[str, Mapping[str, Any]]) -> Words:
+    """The words of metrics.json, from its results by control.
+
+    Raises:
+        ValueError: a figure or control that no table knows.
+    """
+    for scores in results.values():
+        figures_of(scores)
+    controls = {name: Control.parse(name) for name in results}
+    return {
+        "figures": figures_of(results["sighted"]),
+        "controls": {
+            name: {
+                "title": control.title,
+                "group": control.group,
+                "corruption": control.corruption,
+                "severity": control.severity,
+                "budget": control.budget,
+            }
+            for name, control in controls.items()
+        },
+    }
+
+
+def _numbers(scores: Any, place: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    if isinstance(scores, Mapping):
+        for name, value in scores.items():
+            yield from _numbers(value, (*place, name))
+    elif isinstance(scores, int | float) or (isinstance(scores, list) and scores):
+        yield place
+
+
+def _known(place: tuple[str, ...], known: Mapping[str, Any]) -> tuple[str, str]:
+    """The name under which a place is known, and the word that stands for its `*`."""
+    if ".".join(place) in known:
+        return ".".join(place), ""
+    for star in range(1, len(place)):
+        name = ".".join((*place[:star], "*", *place[star + 1 :]))
+        if name in known:
+            return name, place[star]
+    raise ValueError(
+        f"the figure {'.'.join(place)} has no title: name it in training/evaluation/figures.py, in METRICS or DETAILS"
     )
-    for number, (run, entries) in enumerate(gaps.items()):
-        offset = (number - (len(gaps) - 1) / 2) * 0.6 / len(gaps)
-        for control, interval in entries:
-            place = labels.index(control) + offset
-            middle, low, high = (interval[name] for name in ("estimate", "low", "high"))
-            if middle is None:
-                continue
-            ends = [100 * (middle if end is None else end) for end in (low, high)]
-            colour = COLOURS[number % len(COLOURS)]
-            axes.plot(ends, [place, place], color=colour, linewidth=2.2, alpha=0.55)
-            label = run if control == entries[0][0] else None
-            axes.plot([100 * middle], [place], MARKERS[number % len(MARKERS)], color=colour, markersize=6, label=label)
-    axes.axvline(0, color="#777777", linewidth=1)
-    axes.set_yticks(range(len(labels)), [label.replace("_", " ") for label in labels])
-    axes.invert_yaxis()
-    axes.set_xlabel("points of accuracy, sighted minus control")
-    _finish(axes)
-    return data_address(figure)
-
-
-def lines_figure(
-    lines: Mapping[str, Sequence[Point]],
-    xlabel: str,
-    ylabel: str,
-    *,
-    log_x: bool = False,
-    log_y: bool = False,
-    percent: bool = False,
-    diagonal: bool = False,
-    markers: bool = True,
-) -> str:
-    """Named lines of (x, y) points.
-
-    Args:
-        lines: {name: points}.
-        xlabel: with its unit.
-        ylabel: with its unit.
-        log_x: logarithmic axis to the base of 2.
-        log_y: logarithmic axis.
-        percent: y runs from 0 to 1 and is shown in percent.
-        diagonal: draw y = x.
-        markers: mark the points.
-    """
-    legend_rows = -(-len(lines) // LEGEND_COLUMNS)
-    figure, axes = pyplot.subplots(figsize=(SIZE[0], SIZE[1] + 0.18 * legend_rows), layout="constrained")
-    if diagonal:
-        axes.plot([0, 1], [0, 1], color="#777777", linewidth=1, linestyle="--")
-    for number, (name, points) in enumerate(lines.items()):
-        x, y = zip(*points, strict=True)
-        marker = MARKERS[number % len(MARKERS)] if markers else None
-        style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)]}
-        style["linestyle"] = "-" if number < len(COLOURS) else "--"
-        axes.plot(x, y, marker=marker, linewidth=1.8, markersize=5, label=name, **style)
-    if log_x:
-        axes.set_xscale("log", base=2)
-        ticks = sorted({point[0] for points in lines.values() for point in points})
-        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], rotation=45 if len(ticks) > 8 else 0)
-        axes.minorticks_off()
-    if log_y:
-        axes.set_yscale("log")
-    if percent:
-        axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, decimals=0))
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel)
-    _finish(axes)
-    return data_address(figure)
-
-
-def _finish(axes: Axes) -> None:
-    axes.grid(True, color="#e4e4e4", linewidth=0.7)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        columns = 1 if max(map(len, labels)) > 24 else min(len(labels), LEGEND_COLUMNS)
-        axes.figure.legend(handles, labels, fontsize=8, frameon=False, loc="outside lower center", ncols=columns)

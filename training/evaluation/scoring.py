@@ -1,8 +1,4 @@
-"""Predictions to figures: what `training.evaluate` writes into metrics.json. Pure; all scores are `training.metrics`'.
-
-A prediction is a dict with question_id, scene_token, frame_token, category, tag, question (DriveLM's wording),
-reference and answer; where likelihoods were asked for, `choices` and `log_likelihoods`.
-"""
+"""Predictions to figures: what `training.evaluate` writes into metrics.json. Pure; scores are `training.metrics`'."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -12,7 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.evaluation.controls import BLIND, relevant_cameras
+from training.data.drivelm import denormalise_coordinates
+from training.data.rig import Rig
+from training.evaluation.controls import Control
+from training.evaluation.figures import METRICS
+from training.evaluation.results import IntervalFigures, Intervals, Prediction
 from training.metrics.answers import (
     answer_correct,
     parse_choice,
@@ -23,12 +23,74 @@ from training.metrics.answers import (
 )
 from training.metrics.calibration import calibration_scores, choice_probabilities
 from training.metrics.drivelm import CATEGORIES, score_drivelm
-from training.metrics.intervals import mean_difference_interval, mean_interval, scene_bootstrap
-from training.metrics.language import bert_scores, coco_scores, sacrebleu_score, seed_bleu
+from training.metrics.intervals import Interval, mean_interval, scene_bootstrap
+from training.metrics.language import bert_scores
 
-Prediction = dict[str, Any]
 CURVE_POINTS = 50
 COVERAGE_KEPT = 0.8
+
+
+def all_scores(
+    results: Mapping[str, Sequence[Prediction]],
+    rig: Rig,
+    coordinates: str,
+    *,
+    resamples: int,
+    seed: int,
+    bert_scorer: Any = None,
+) -> dict[str, Any]:
+    """The figures of metrics.json that follow from predictions: results, intervals, calibration, visual tokens.
+
+    Args:
+        results: predictions by control, "sighted" among them.
+        rig: of the data.
+        coordinates: how the data writes coordinates, see `in_pixels`.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+        bert_scorer: see `training.metrics.load_bert_scorer`; None leaves BERTScore out.
+    """
+    pixels = {control: in_pixels(predictions, coordinates) for control, predictions in results.items()}
+    scored: dict[str, Any] = {}
+    for name, predictions in pixels.items():
+        control = Control.parse(name)
+        language = control.group in ("sighted", "budgets", "blind")
+        scorer = bert_scorer if control.budget is None else None  # minutes on a CPU, which a curve need not cost
+        scored[name] = control_scores(predictions, pixels["sighted"], language, scorer)
+        if control.camera is not None:
+            scored[name] |= dropped_camera_scores(predictions, control.camera, rig)
+        if control.kind == "absent_object":
+            scored[name] |= hallucination_scores(predictions)
+    return {
+        "results": scored,
+        "intervals": intervals(pixels, resamples, seed),
+        "calibration": calibration(pixels),
+        "visual_tokens_per_scene": scored["sighted"]["visual_tokens_per_scene"],
+    }
+
+
+def in_pixels(predictions: Sequence[Prediction], coordinates: str) -> Sequence[Prediction]:
+    """The predictions with coordinates in pixels, which the challenge's scores and their 16 pixels are made for.
+
+    Args:
+        predictions: in the data's wording.
+        coordinates: how the data writes coordinates: "pixels", "normalised" (shares of the image) or "none".
+
+    Raises:
+        ValueError: another way of writing coordinates.
+    """
+    if coordinates not in ("pixels", "normalised", "none"):
+        raise ValueError(f"coordinates must be pixels, normalised or none; the data says {coordinates!r}")
+    if coordinates != "normalised":
+        return predictions
+    return [
+        {
+            **row,
+            "question": denormalise_coordinates(row["question"]),
+            "reference": denormalise_coordinates(row["reference"]),
+            "answer": denormalise_coordinates(row["answer"]),
+        }
+        for row in predictions
+    ]
 
 
 def control_scores(
@@ -77,17 +139,12 @@ def language_scores(predictions: Sequence[Prediction], bert_scorer: Any = None) 
     """Scores of wording, each with its package's name and its tokenizer.
 
     Returns:
-        exact_match, coco, sacrebleu, seed_bleu; bert_score with a scorer; drivelm, the challenge's scores, where the
-        data has its tags and its numbering.
+        those of `METRICS`; bert_score with a scorer; drivelm, the challenge's scores, where the data has its tags and
+        its numbering.
     """
     references = [row["reference"] for row in predictions]
     answers = [row["answer"] for row in predictions]
-    scores: dict[str, Any] = {
-        "exact_match": float(np.mean([a == r for a, r in zip(answers, references, strict=True)])),
-        "coco": coco_scores(answers, references),
-        "sacrebleu": sacrebleu_score(answers, references),
-        "seed_bleu": seed_bleu(answers, references),
-    }
+    scores: dict[str, Any] = {name: metric.score(answers, references) for name, metric in METRICS.items()}
     if bert_scorer is not None:
         scores["bert_score"] = bert_scores(answers, references, bert_scorer)
     challenge = challenge_references(predictions)
@@ -99,10 +156,10 @@ def language_scores(predictions: Sequence[Prediction], bert_scorer: Any = None) 
     return scores
 
 
-def dropped_camera_scores(predictions: Sequence[Prediction], camera: str) -> dict[str, Any]:
+def dropped_camera_scores(predictions: Sequence[Prediction], camera: str, rig: Rig) -> dict[str, Any]:
     """Accuracy on the questions that name a dropped camera, and on the others: only the first should suffer."""
-    named = [row for row in predictions if camera in relevant_cameras(row["question"])]
-    others = [row for row in predictions if camera not in relevant_cameras(row["question"])]
+    named = [row for row in predictions if camera in rig.named_in(row["question"])]
+    others = [row for row in predictions if camera not in rig.named_in(row["question"])]
     return {"named_camera": _accuracy(named), "other_cameras": _accuracy(others)}
 
 
@@ -116,9 +173,7 @@ def hallucination_scores(predictions: Sequence[Prediction]) -> dict[str, Any]:
     }
 
 
-def intervals(
-    results: Mapping[str, Sequence[Prediction]], resamples: int, seed: int
-) -> dict[str, dict[str, dict[str, Any]]]:
+def intervals(results: Mapping[str, Sequence[Prediction]], resamples: int, seed: int) -> Intervals | dict[str, Any]:
     """Scene-clustered bootstrap intervals.
 
     Args:
@@ -129,40 +184,21 @@ def intervals(
     Returns:
         "sighted": {figure: interval}; "sighted_minus": {control: {figure: interval}}, paired on the questions that
         both answered; for the blind controls accuracy by category, by type and the balanced accuracy of yes/no, for
-        the others accuracy alone. Empty without "sighted". An interval is the dict of `training.metrics.Interval`.
+        the others accuracy alone. Empty without "sighted".
     """
     if "sighted" not in results:
         return {}
     options = {"resamples": resamples, "seed": seed}
-    sighted = list(results["sighted"])
-    absolute = {
-        name: asdict(mean_interval(_right(rows), _scenes(rows), **options)) for name, rows in _groups(sighted).items()
-    }
-    balanced = _balanced_interval(sighted, None, options)
-    if balanced:
-        absolute["yes_no_balanced_accuracy"] = balanced
-    differences: dict[str, dict[str, Any]] = {}
-    for control, predictions in results.items():
-        if control == "sighted":
-            continue
+    sighted = results["sighted"]
+    differences: dict[str, dict[str, IntervalFigures]] = {}
+    for name, predictions in results.items():
         by_id = {row["question_id"]: row for row in predictions}
         paired = [row for row in sighted if row["question_id"] in by_id]
-        if not paired:
-            continue
-        others = [by_id[row["question_id"]] for row in paired]
-        groups = _groups(paired) if control in BLIND else {"accuracy": paired}
-        differences[control] = {
-            name: asdict(
-                mean_difference_interval(
-                    _right(rows), _right([by_id[row["question_id"]] for row in rows]), _scenes(rows), **options
-                )
-            )
-            for name, rows in groups.items()
-        }
-        balanced = _balanced_interval(paired, others, options) if control in BLIND else None
-        if balanced:
-            differences[control]["yes_no_balanced_accuracy"] = balanced
-    return {"sighted": absolute, "sighted_minus": differences}
+        if name != "sighted" and paired:
+            others = [by_id[row["question_id"]] for row in paired]
+            every = Control.parse(name).group == "blind"
+            differences[name] = _interval_figures(paired, others, every, options)
+    return {"sighted": _interval_figures(sighted, None, True, options), "sighted_minus": differences}
 
 
 def calibration(results: Mapping[str, Sequence[Prediction]]) -> dict[str, Any]:
@@ -238,12 +274,51 @@ def choices_of(question: str, reference: str) -> list[str]:
     return []
 
 
-def _groups(rows: Sequence[Prediction]) -> dict[str, list[Prediction]]:
-    groups: dict[str, list[Prediction]] = {"accuracy": list(rows)}
-    for row in rows:
-        groups.setdefault(row["category"], []).append(row)
-    for row in rows:
-        groups.setdefault(f"type:{_kind(row)}", []).append(row)
+def _interval_figures(
+    rows: Sequence[Prediction], others: Sequence[Prediction] | None, every: bool, options: dict[str, int]
+) -> dict[str, IntervalFigures]:
+    """Intervals of the share of right answers, or of its difference to `others`, which answer the same questions in
+    this order; of all questions or, with `every`, also by category and type, and balanced over yes and no."""
+    right = [_right(answers) for answers in (rows, others) if answers is not None]  # one or two, (questions,)
+    values = right[0] - right[1] if others is not None else right[0]
+    scenes = [row["scene_token"] for row in rows]
+    groups = _groups(rows) if every else {"accuracy": list(range(len(rows)))}
+    found = {
+        name: _as_figures(mean_interval(values[index], [scenes[i] for i in index], **options))
+        for name, index in groups.items()
+    }
+    asked = groups.get("type:yes_no")
+    if asked:
+        yes = np.array([parse_yes_no(rows[i]["reference"]) == "yes" for i in asked])
+        columns = [yes, ~yes, *(column[asked] * truth for column in right for truth in (yes, ~yes))]
+        interval = scene_bootstrap(_balanced, columns, [scenes[i] for i in asked], **options)
+        found["yes_no_balanced_accuracy"] = _as_figures(interval)
+    return found
+
+
+def _balanced(all_yes: NDArray[Any], all_no: NDArray[Any], *right: NDArray[Any]) -> NDArray[np.float64]:
+    """Mean of the recalls of yes and no, or of the one that occurs; minus that of a second model where there is one.
+
+    All are sums over questions, (resamples,): how many are yes and no, and of these each model's right answers.
+    """
+    with np.errstate(invalid="ignore"):
+        means = [
+            np.nanmean([right_yes / all_yes, right_no / all_no], axis=0)
+            for right_yes, right_no in zip(right[::2], right[1::2], strict=True)
+        ]
+    return means[0] - means[1] if len(means) == 2 else means[0]
+
+
+def _as_figures(interval: Interval) -> IntervalFigures:
+    return IntervalFigures(**asdict(interval))  # type: ignore[typeddict-item]  # the same fields
+
+
+def _groups(rows: Sequence[Prediction]) -> dict[str, list[int]]:
+    """Numbers of rows: all, by category, by type."""
+    groups: dict[str, list[int]] = {"accuracy": list(range(len(rows)))}
+    for name_of in (lambda row: row["category"], lambda row: f"type:{_kind(row)}"):
+        for number, row in enumerate(rows):
+            groups.setdefault(name_of(row), []).append(number)
     return groups
 
 
@@ -253,10 +328,6 @@ def _kind(row: Prediction) -> str:
 
 def _right(rows: Sequence[Prediction]) -> NDArray[np.float64]:
     return np.array([answer_correct(row["question"], row["reference"], row["answer"]) for row in rows], dtype=float)
-
-
-def _scenes(rows: Sequence[Prediction]) -> list[str]:
-    return [row["scene_token"] for row in rows]
 
 
 def _accuracy(rows: Sequence[Prediction]) -> dict[str, Any]:
@@ -273,28 +344,6 @@ def _yes_rate(rows: Sequence[Prediction]) -> dict[str, Any]:
     return {"answers": len(rows), "yes_rate": scores["yes_rate"], "unparsed": scores["unparsed"]}
 
 
-def _balanced_interval(
-    rows: Sequence[Prediction], others: Sequence[Prediction] | None, options: dict[str, int]
-) -> dict[str, Any] | None:
-    """Balanced accuracy of yes/no, or its difference to `others`, which answer the same questions in this order."""
-    chosen = [index for index, row in enumerate(rows) if _kind(row) == "yes_no"]
-    if not chosen:
-        return None
-    asked = [rows[index] for index in chosen]
-    yes = np.array([parse_yes_no(row["reference"]) == "yes" for row in asked])
-    columns = [_right(asked)] + ([] if others is None else [_right([others[index] for index in chosen])])
-
-    def balanced(right: NDArray[np.float64], index: NDArray[np.intp]) -> float:
-        recalls = [right[index[yes[index] == truth]].mean() for truth in (True, False) if (yes[index] == truth).any()]
-        return float(np.mean(recalls))
-
-    def statistic(index: NDArray[np.intp]) -> float:
-        first, *rest = (balanced(column, index) for column in columns)
-        return first - rest[0] if rest else first
-
-    return asdict(scene_bootstrap(statistic, _scenes(asked), **options))
-
-
 def _probabilities(rows: Sequence[Prediction]) -> NDArray[np.float64]:
     """(questions, choices); questions with fewer choices than others get probability 0 for the rest."""
     width = max(len(row["choices"]) for row in rows)
@@ -309,7 +358,7 @@ def _yes_no_label(row: Prediction) -> int:
 
 
 def _option_label(row: Prediction) -> int:
-    return row["choices"].index(parse_choice(row["reference"], row["question"]))
+    return row["choices"].index(str(parse_choice(row["reference"], row["question"])))
 
 
 def _thinned(curve: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:

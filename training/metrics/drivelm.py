@@ -203,38 +203,37 @@ def score_drivelm(
     """
     answers = index_predictions(predictions)
     counted = counted_answers(references, answers)
-    total = sum(1 for _ in reference_questions(references))
     scores: dict[str, Any] = {
         "accuracy": _mean([float(answer == reference) for _, answer, reference in counted.accuracy]),
         "match_f1": _mean([match_f1(answer, reference) for _, answer, reference in counted.match]),
+        **_language(counted.language, tokenizer),
+        "judge": _judged(judge, counted.judge),
+        "match": None,
     }
-    language = {name: None for name in ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider", "tokenizer")}
-    if counted.language:
-        language = coco_scores([a for _, a, _ in counted.language], [r for _, _, r in counted.language], tokenizer)
-    scores |= language
-    scores["language"] = language_score(scores) if counted.language else None
-    scores["judge"] = _judged(judge, counted.judge)
-    scores["match"] = None
     if scores["match_f1"] is not None:
         scores["match"] = (100 * scores["match_f1"] + (_judged(judge, counted.match) or 0.0)) / 2
-    scores["final"] = None
-    if None not in (scores["accuracy"], scores["language"], scores["match"]) and (judge is None or counted.judge):
-        scores["final"] = (
-            0.4 * (scores["judge"] or 0.0) / 100
-            + 0.2 * scores["language"]
-            + 0.2 * scores["match"] / 100
-            + 0.2 * scores["accuracy"]
-        )
-    scores["counts"] = {
-        "total": total,
-        "gated_out": counted.gated_out,
-        "accuracy": len(counted.accuracy),
-        "judge": len(counted.judge),
-        "language": len(counted.language),
-        "match": len(counted.match),
-        "unknown_predictions": len(answers) - total,
-    }
-    return scores
+    scores["final"] = _final(scores) if judge is None or counted.judge else None
+    total = sum(1 for _ in reference_questions(references))
+    parts = {name: len(getattr(counted, name)) for name in ("accuracy", "judge", "language", "match")}
+    counts = {"total": total, "gated_out": counted.gated_out, **parts, "unknown_predictions": len(answers) - total}
+    return {**scores, "counts": counts}
+
+
+def _language(counted: Sequence[tuple[str, str, str]], tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """`coco_scores` and `language_score` of the answers that count for them; None where there are none."""
+    if not counted:
+        names = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider", "tokenizer", "language")
+        return dict.fromkeys(names)
+    scores = coco_scores([answer for _, answer, _ in counted], [reference for _, _, reference in counted], tokenizer)
+    return {**scores, "language": language_score(scores)}
+
+
+def _final(scores: Mapping[str, Any]) -> float | None:
+    """The official final score; None without accuracy, language or match, 0 for a judge that is not there."""
+    if None in (scores["accuracy"], scores["language"], scores["match"]):
+        return None
+    judge = 0.4 * (scores["judge"] or 0.0) / 100
+    return judge + 0.2 * scores["language"] + 0.2 * scores["match"] / 100 + 0.2 * scores["accuracy"]
 
 
 def _field(container: Any, name: str, where: str) -> Any:

@@ -3,14 +3,18 @@
 Questions of one scene share their images, their traffic and the annotator's habits: they are no independent
 observations. So scenes are resampled, with all their questions, not questions (Cameron, Gelbach and Miller,
 "Bootstrap-Based Improvements for Inference with Clustered Errors", 2008). A paired difference resamples the same
-scenes for both models.
+scenes for both models. All that a figure needs of a scene are sums over its questions, which `scipy.stats.bootstrap`
+resamples together.
 """
 
+import warnings
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import DegenerateDataWarning, bootstrap
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -29,34 +33,63 @@ class Interval:
 
 
 def scene_bootstrap(
-    statistic: Callable[[NDArray[np.intp]], float],
+    statistic: Callable[..., NDArray[np.float64]],
+    columns: Sequence[ArrayLike],
     scenes: Sequence[Hashable],
     *,
     resamples: int = RESAMPLES,
     confidence: float = CONFIDENCE,
     seed: int = 0,
 ) -> Interval:
-    """Interval of any statistic of questions.
+    """Interval of a figure that sums over questions decide, such as a mean: right answers by questions.
 
     Args:
-        statistic: gets the indices of the questions of a resample (repeated with their scene) and returns the figure;
-            NaN where a resample does not define it (no "no" among the references, say), such resamples are left out.
+        statistic: gets one array (resamples,) per column, its sum over the questions of each resample, and returns
+            the figures (resamples,); NaN where a resample does not define it (no "no" among the references, say),
+            such resamples are left out.
+        columns: each (questions,), finite.
         scenes: (questions,), the scene of each question.
         resamples: how many.
         confidence: e.g. 0.95.
         seed: of the resampling. The order of the questions does not matter to which scenes are drawn.
 
     Raises:
-        ValueError: no questions, or `confidence` outside (0, 1).
+        ValueError: no questions, shapes disagree, a value is not finite, or `confidence` outside (0, 1).
     """
-    members, names = _members(scenes, confidence)
-    everything = np.arange(len(scenes))
-    estimate = float(statistic(everything))
+    if not len(scenes):
+        raise ValueError("a bootstrap needs at least one question")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
+    values = [np.asarray(column, dtype=np.float64) for column in columns]
+    for column in values:
+        if column.shape != (len(scenes),) or not np.isfinite(column).all():
+            raise ValueError(f"expected {len(scenes)} finite values, one per scene entry, got shape {column.shape}")
+    names = {scene: number for number, scene in enumerate(sorted(set(scenes), key=str))}
+    places = [names[scene] for scene in scenes]
+    sums = [np.bincount(places, weights=column, minlength=len(names)) for column in values]  # each (scenes,)
+
+    def figure(*drawn: NDArray[Any], axis: int) -> NDArray[np.float64]:
+        return statistic(*(column.sum(axis=axis) for column in drawn))
+
+    estimate = float(figure(*sums, axis=-1))
     if len(names) < 2:
         return Interval(estimate, None, None, len(names), confidence, resamples)
-    draws = np.random.default_rng(seed).integers(len(names), size=(resamples, len(names)))
-    values = np.array([statistic(np.concatenate([members[name] for name in draw])) for draw in draws], dtype=float)
-    return _percentiles(estimate, values, len(names), confidence)
+    with warnings.catch_warnings(action="ignore", category=DegenerateDataWarning):  # of figures that are NaN
+        found = bootstrap(
+            sums,
+            figure,
+            paired=True,
+            vectorized=True,
+            n_resamples=resamples,
+            confidence_level=confidence,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        )
+    defined = found.bootstrap_distribution[np.isfinite(found.bootstrap_distribution)]
+    if not defined.size:
+        return Interval(estimate, None, None, len(names), confidence, resamples)
+    low, high = np.quantile(defined, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(estimate, float(low), float(high), len(names), confidence, resamples)
 
 
 def mean_interval(
@@ -76,17 +109,8 @@ def mean_interval(
     Raises:
         ValueError: shapes disagree, no questions, or a value is not finite.
     """
-    column = np.asarray(values, dtype=np.float64)
-    if column.shape != (len(scenes),) or not np.isfinite(column).all():
-        raise ValueError(f"expected {len(scenes)} finite values, one per scene entry, got shape {column.shape}")
-    members, names = _members(scenes, confidence)
-    estimate = float(column.mean())
-    if len(names) < 2:
-        return Interval(estimate, None, None, len(names), confidence, resamples)
-    sums = np.array([column[index].sum() for index in members])  # (scenes,)
-    sizes = np.array([len(index) for index in members])
-    draws = np.random.default_rng(seed).integers(len(names), size=(resamples, len(names)))
-    return _percentiles(estimate, sums[draws].sum(axis=1) / sizes[draws].sum(axis=1), len(names), confidence)
+    columns = [values, np.ones(len(scenes))]
+    return scene_bootstrap(np.divide, columns, scenes, resamples=resamples, confidence=confidence, seed=seed)
 
 
 def mean_difference_interval(
@@ -112,25 +136,3 @@ def mean_difference_interval(
     if first.shape != second.shape:
         raise ValueError(f"a paired difference needs the same questions, got {first.shape} and {second.shape} values")
     return mean_interval(first - second, scenes, resamples=resamples, confidence=confidence, seed=seed)
-
-
-def _members(scenes: Sequence[Hashable], confidence: float) -> tuple[list[NDArray[np.intp]], list[Hashable]]:
-    """The question indices of each scene and the scenes, sorted, so that the order of the questions is irrelevant."""
-    if not len(scenes):
-        raise ValueError("a bootstrap needs at least one question")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
-    index: dict[Hashable, list[int]] = {}
-    for position, scene in enumerate(scenes):
-        index.setdefault(scene, []).append(position)
-    names = sorted(index, key=str)
-    return [np.array(index[name], dtype=np.intp) for name in names], names
-
-
-def _percentiles(estimate: float, values: NDArray[np.float64], scenes: int, confidence: float) -> Interval:
-    defined = values[np.isfinite(values)]
-    if not defined.size:
-        return Interval(estimate, None, None, scenes, confidence, len(values))
-    tail = 100 * (1 - confidence) / 2
-    low, high = np.percentile(defined, [tail, 100 - tail])
-    return Interval(estimate, float(low), float(high), scenes, confidence, len(values))

@@ -89,6 +89,11 @@ def coco_scores(
     }
 
 
+def exact_match(predictions: Sequence[str], references: Sequence[str]) -> float:
+    """The share of answers that are their reference, letter by letter."""
+    return sum(map(str.__eq__, predictions, references)) / len(predictions)
+
+
 def sacrebleu_score(predictions: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
     """Corpus BLEU of sacrebleu with its defaults.
 

@@ -9,20 +9,20 @@ from PIL import Image
 from tiny import picture
 
 from smoldriver_hf.configuration_smoldriver import CAMERAS
+from training.data.rig import NUSCENES, read_rig
+from training.evaluation.absent_objects import absent_object_questions
 from training.evaluation.controls import (
     BLIND,
     CORRUPTIONS,
-    PARAPHRASES,
-    absent_object_questions,
+    Control,
     control_questions,
     control_views,
     expand_controls,
-    paraphrase,
     permuted,
-    relevant_cameras,
     wrong_scene,
 )
 from training.evaluation.corruptions import IMAGE_CORRUPTIONS, corrupt_image
+from training.evaluation.paraphrases import PARAPHRASES, paraphrase
 from training.metrics.answers import question_type
 
 
@@ -64,7 +64,7 @@ def rows(frames) -> list[dict]:
 
 
 def shown(control: str, frames, rows, cameras=CAMERAS, seed: int = 0) -> dict:
-    ((images, asked),) = control_views(control, frames[0], rows, frames, cameras, seed)
+    ((images, asked),) = control_views(Control.parse(control), frames[0], rows, frames, cameras, NUSCENES, seed)
     assert [row["question_id"] for row in asked] == [row["question_id"] for row in rows]
     assert all(row["asked"] == row["question"] for row in asked)
     return images
@@ -107,14 +107,14 @@ def test_drop_takes_one_camera_away(frames, rows):
 
 
 def test_drop_relevant_takes_the_named_cameras_away_from_each_question(frames, rows):
-    views = control_views("drop_relevant", frames[0], rows, frames, CAMERAS)
+    views = control_views(Control("drop_relevant"), frames[0], rows, frames, CAMERAS, NUSCENES)
     asked = {row["question"]: images for images, group in views for row in group}
     assert list(asked) != [] and set(asked) == {question for question, _ in QUESTIONS[:5]}
     missing = {question: [camera for camera in CAMERAS if camera not in images] for question, images in asked.items()}
-    assert list(missing.values()) == [list(relevant_cameras(question)) for question in missing]
+    assert list(missing.values()) == [list(NUSCENES.named_in(question)) for question in missing]
     assert missing[QUESTIONS[0][0]] == missing[QUESTIONS[4][0]] == ["CAM_FRONT_LEFT"]
     assert len(views) == 4  # questions that lose the same camera share a view
-    assert len(control_questions("drop_relevant", rows)) == 5
+    assert len(control_questions(Control("drop_relevant"), rows, NUSCENES)) == 5
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_drop_relevant_takes_the_named_cameras_away_from_each_question(frames, r
     ],
 )
 def test_relevant_cameras(question, cameras):
-    assert relevant_cameras(question) == cameras
+    assert NUSCENES.named_in(question) == cameras
 
 
 def test_permuted_keeps_labels_and_moves_every_image(frames, rows):
@@ -187,7 +187,7 @@ def test_corruption_size_and_seeds():
 
 
 def test_paraphrases_keep_question_words_and_images(frames, rows):
-    ((images, asked),) = control_views("paraphrase", frames[0], rows, frames, CAMERAS)
+    ((images, asked),) = control_views(Control("paraphrase"), frames[0], rows, frames, CAMERAS, NUSCENES)
     assert images == frames[0]["images"]
     assert [row["question"] for row in asked] == [question for question, _ in QUESTIONS[:6]]
     for row in asked:
@@ -203,7 +203,7 @@ def test_paraphrases_keep_question_words_and_images(frames, rows):
 
 
 def test_absent_objects_are_absent(rows):
-    questions = absent_object_questions(rows)
+    questions = absent_object_questions(rows, NUSCENES)
     assert [row["camera"] for row in questions] == ["CAM_FRONT_LEFT", "CAM_BACK"]
     assert [row["question_id"] for row in questions] == ["s0_f0_absent-CAM_FRONT_LEFT", "s0_f0_absent-CAM_BACK"]
     for row in questions:
@@ -213,20 +213,20 @@ def test_absent_objects_are_absent(rows):
     assert left in [f"Are there {name} to the front left of the ego car?" for name in ("buses", "bicycles")]
     # Behind is the bus and next to it a bicycle; cars and trucks stand elsewhere.
     assert back in [f"Are there {name} to the back of the ego car?" for name in ("cars", "trucks")]
-    assert absent_object_questions(rows[2:]) == []
+    assert absent_object_questions(rows[2:], NUSCENES) == []
 
 
 def test_control_views_of_a_frame_without_fitting_questions(frames, rows):
-    assert control_views("paraphrase", frames[0], rows[6:], frames, CAMERAS) == []
-    assert control_views("sighted", frames[0], [], frames, CAMERAS) == []
+    assert control_views(Control("paraphrase"), frames[0], rows[6:], frames, CAMERAS, NUSCENES) == []
+    assert control_views(Control("sighted"), frames[0], [], frames, CAMERAS, NUSCENES) == []
 
 
 def test_expand_controls():
     cameras = ["CAM_FRONT", "CAM_BACK"]
     every = expand_controls(["all"], cameras, (1, 5))
-    assert every[:5] == ["sighted", *BLIND]
+    assert list(map(str, every[:5])) == ["sighted", *BLIND]
     assert len(every) == 5 + 2 + 3 + 2 * len(CORRUPTIONS) + 2 and len(set(every)) == len(every)
-    assert expand_controls(["black", "sighted", "black"], cameras) == ["sighted", "black"]
+    assert expand_controls(["black", "sighted", "black"], cameras) == [Control("sighted"), Control("black")]
     for wrong, message in {
         "blur": "unknown control 'blur'; known: sighted, template_majority",
         "drop:CAM_LEFT": "is shown CAM_FRONT, CAM_BACK",
@@ -246,3 +246,67 @@ def test_choices_do_not_depend_on_the_process(frames, rows):
         "CAM_FRONT",
         "CAM_BACK_LEFT",
     ]
+
+
+NAMES = ["sighted", "sighted@4", *BLIND, "drop:CAM_BACK", "drop_relevant", "permuted", "swap_left_right"]
+NAMES += ["corrupt:fog:3", "corrupt:frame_loss:5", "paraphrase", "absent_object"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_control_is_read_and_written_under_its_name(name):
+    control = Control.parse(name)
+    assert str(control) == name and Control.parse(str(control)) == control
+    assert control.title and "{" not in control.title and "None" not in control.title
+
+
+def test_parts_of_a_control():
+    assert Control.parse("corrupt:motion_blur:2") == Control("corrupt", corruption="motion_blur", severity=2)
+    assert Control.parse("corrupt:motion_blur:2").title == "motion blur, severity 2"
+    assert Control.parse("sighted@16") == Control("sighted", budget=16)
+    groups = {name: Control.parse(name).group for name in ("sighted", "sighted@2", "black", "drop:X", "paraphrase")}
+    assert list(groups.values()) == ["sighted", "budgets", "blind", "cameras", "questions"]
+    for wrong in ("sighted@", "sighted@x", "black@2", "drop", "drop:A:B", "corrupt:fog:0", ""):
+        with pytest.raises(ValueError, match="unknown control|expected corrupt"):
+            Control.parse(wrong)
+
+
+def test_controls_of_another_rig(frames):
+    """Four cameras of other names: mirror, neighbours and the words of questions are the rig's."""
+    rig = read_rig("four")
+    images = dict(zip(rig.names, frames[0]["images"].values(), strict=False))
+    frame = {**frames[0], "images": images}
+    questions = [
+        make_row(frame, 0, "What are objects to the left of the ego car?", "There is one bus to the left."),
+        make_row(frame, 1, "Are there moving pedestrians to the back of the ego car?", "Yes."),
+        make_row(frame, 2, "What are objects to the right of the ego car?", "There is one truck to the right."),
+        make_row(frame, 3, "What is the visual description of <c1,left,20.0,30.0>?", "Bus."),
+    ]
+
+    def views(name: str) -> list:
+        return control_views(Control.parse(name), frame, questions, frames, rig.names, rig)
+
+    ((swapped, _),) = views("swap_left_right")
+    assert swapped == {**images, "left": images["right"], "right": images["left"]}
+    ((dropped, _),) = views("drop:back")
+    assert list(dropped) == ["front", "left", "right"]
+    assert [(sorted(set(rig.names) - set(shown)), len(asked)) for shown, asked in views("drop_relevant")] == [
+        (["left"], 2),
+        (["back"], 1),
+        (["right"], 1),
+    ]
+    ((permuted_images, _),) = views("permuted")
+    assert all(permuted_images[camera] != images[camera] for camera in rig.names)
+    left, right = absent_object_questions(questions, rig)
+    assert (left["camera"], right["camera"]) == ("left", "right")
+    # To the left is the bus and next to it, behind, a pedestrian: the truck on the other side is asked about.
+    assert left["asked"] == "Are there trucks to the left of the ego car?"
+    assert right["asked"] == "Are there buses to the right of the ego car?"
+
+
+def test_two_lenses_of_one_sector_are_dropped_together(frames):
+    rig = read_rig("seven")
+    images = dict.fromkeys(rig.names, frames[0]["images"]["CAM_FRONT"])
+    frame = {**frames[0], "images": images}
+    row = make_row(frame, 0, "Are there cars to the front of the ego car?", "Yes.")
+    ((shown_images, _),) = control_views(Control("drop_relevant"), frame, [row], frames, rig.names, rig)
+    assert set(images) - set(shown_images) == {"CAM_FRONT", "CAM_FRONT_NARROW"}
