@@ -147,9 +147,9 @@ def main(args: NuScenesArguments) -> dict[str, Any]:
     """
     nusc = open_nuscenes(args.dataroot, args.version)
     output_dir = Path(args.output_dir)
+    rig = _choose_rig(nusc, args.rig)
     output_dir.mkdir(parents=True, exist_ok=True)
     _link(output_dir / "nuscenes", Path(args.dataroot))
-    rig = _choose_rig(nusc, args.rig)
     if args.picture is not None:
         sample = _find_sample(nusc, args.frame_token)
         _save_image(proof_picture(nusc, sample, rig), Path(args.picture))

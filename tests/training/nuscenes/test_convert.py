@@ -659,4 +659,5 @@ def test_a_rig_of_one_s_own_must_have_all_cameras(tmp_path: Path) -> None:
     rig.write_text("CAM_FRONT: {azimuth: 0}\nCAM_BACK: {azimuth: 180}\n")
     with pytest.raises(ValueError, match="has CAM_FRONT, CAM_BACK; the data has CAM_BACK_LEFT, CAM_BACK_RIGHT, CAM_F"):
         main(arguments(root, tmp_path / "two", rig=str(rig)))
+    assert not (tmp_path / "two").exists()
     assert not (tmp_path / "two" / "drivelm.json").exists()
