@@ -16,7 +16,10 @@ from typing import Any
 
 from benchmarks.markdown import number, percent, table
 from benchmarks.speed.report import report as speed_report
+from benchmarks.toyworld.results import LANGUAGE
 from benchmarks.tree import tree
+from training.evaluation.controls import Control
+from training.evaluation.figures import title_of
 from training.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -87,13 +90,8 @@ ABLATIONS = {
     "untrained-queries": "queries never trained",
     "no-transfer": "no knowledge transfer",
 }
-CONTROLS = {
-    "drop_relevant": "no image of the camera that the question names",
-    "permuted": "the images of other cameras, moved around among the six",
-    "swap_left_right": "left cameras' images as the right ones', and the other way round",
-    "paraphrase": "the question in other words",
-    "absent_object": "questions about what is not there, new ones",
-}
+WORDING = ("seed_bleu", "bert_score_f1")
+CONTROLS = ("drop_relevant", "permuted", "swap_left_right", "paraphrase", "absent_object")
 
 
 def spread(model: dict[str, Any], group: str) -> str:
@@ -151,16 +149,16 @@ def _models(run: dict[str, Any], asked: list[str]) -> list[str]:
                 gap(minus_blind.get("perception")),
                 gap(minus_blind.get("accuracy")),
                 *(percent(model["controls"].get(control, {}).get("perception")) for control in asked),
-                *("–" if model[score] is None else f"{model[score]:.3f}" for score in ("seed_bleu", "bert_score_f1")),
+                *("–" if model[score] is None else f"{model[score]:.3f}" for score in WORDING),
                 percent(model.get("unseen", {}).get("sighted", {}).get("perception")),
             ]
         )
-    return table([*header, "BLEU (seed's)", "BERTScore F1", "unseen fog %"], rows)
+    return table([*header, *(title_of(LANGUAGE[score]) for score in WORDING), "unseen fog %"], rows)
 
 
 def _budgets(run: dict[str, Any], ours: dict[str, Any]) -> list[str]:
     """Accuracy over visual tokens."""
-    budgets = sorted(int(name.partition("@")[2]) for name in ours["controls"] if "@" in name)
+    budgets = sorted(budget for name in ours["controls"] if (budget := Control.parse(name).budget))
     minus = run["smoldriver_at_budget_minus_smolvlm_ft"]
     rows = [
         [title, *(percent(ours["controls"][f"sighted@{budget}"][group]) for budget in budgets)]
@@ -190,11 +188,11 @@ def _ablations(run: dict[str, Any], models: dict[str, Any]) -> list[str]:
 def _controls(ours: dict[str, Any]) -> list[str]:
     """What becomes of the answers when the images or the questions are not what they were."""
     rows = []
-    for name, title in CONTROLS.items():
+    for name in CONTROLS:
         if name not in ours["controls"]:
             continue
         found = ours["controls"][name]
-        cells = [title]
+        cells = [Control.parse(name).title]
         for group in ("perception", "accuracy"):
             cells += [percent(found[group]), gap(found["minus_sighted"].get(group)) or "–"]
         rows.append(cells)
@@ -207,14 +205,13 @@ def _corruptions(ours: dict[str, Any]) -> list[str]:
     found = ours.get("corruptions")
     if not found:
         return []
-    names = [name.split(":")[1:] for name in found if name.startswith("corrupt:")]
-    severities = sorted({severity for _, severity in names})
+    spoilt: dict[str, dict[int, str]] = {}  # {corruption: {severity: perception}}
+    for control, scores in ((Control.parse(name), scores) for name, scores in found.items()):
+        if control.corruption and control.severity:
+            spoilt.setdefault(control.corruption, {})[control.severity] = percent(scores["perception"])
+    severities = sorted({severity for cells in spoilt.values() for severity in cells})
     rows = [
-        [
-            kind.replace("_", " "),
-            *(percent(found[f"corrupt:{kind}:{severity}"]["perception"]) for severity in severities),
-        ]
-        for kind in dict.fromkeys(kind for kind, _ in names)
+        [name.replace("_", " "), *(cells[severity] for severity in severities)] for name, cells in spoilt.items()
     ]
     title = f"corrupted images, perception % ({percent(found['sighted']['perception'])} without)"
     return table([title, *(f"severity {severity}" for severity in severities)], rows)

@@ -13,17 +13,20 @@ from typing import Any
 
 import numpy as np
 
-from training.evaluation.results import control_file, without_nan
+from training.evaluation.controls import Control
+from training.evaluation.figures import value_at
+from training.evaluation.results import control_file, read_predictions, without_nan
 from training.metrics.answers import answer_correct
 from training.metrics.intervals import mean_difference_interval, mean_interval
 
 GROUPS = ("accuracy", "perception")
 LANGUAGE = {
-    "seed_bleu": ("seed_bleu", "bleu"),
-    "bert_score_f1": ("bert_score", "f1"),
-    "rouge_l": ("coco", "rouge_l"),
-    "exact_match": ("exact_match",),
+    "seed_bleu": "seed_bleu.bleu",
+    "bert_score_f1": "bert_score.f1",
+    "rouge_l": "coco.rouge_l",
+    "exact_match": "exact_match",
 }
+"""Figures of wording that the results keep, by their names in `training.evaluation.figures`."""
 
 Scores = dict[str, tuple[str, str, float]]
 """question_id → scene, category, score"""
@@ -56,7 +59,7 @@ def collect(root: Path, seeds: Sequence[int], variants: Sequence[str]) -> dict[s
             for name, of in there.items()
             if name not in ("smoldriver", "blind") and (found := compared(ours, "sighted", of, "sighted"))
         }
-        budgets = sorted(int(name.partition("@")[2]) for name in controls_of(ours[0]) if "@" in name)
+        budgets = sorted(budget for name in controls_of(ours[0]) if (budget := Control.parse(name).budget))
         report["smoldriver_at_budget_minus_smolvlm_ft"] = {
             str(budget): found
             for budget in budgets
@@ -93,12 +96,8 @@ def summary(folders: Sequence[Path]) -> dict[str, Any]:
         **{group: asdict(interval) for group, interval in intervals(scores).items()},
         "per_seed": {group: [figures[group] for figures in seeds] for group in GROUPS},
         **{
-            name: float(
-                np.mean(
-                    [value for item in metrics if (value := dig(item["results"][own], place)) is not None] or [np.nan]
-                )
-            )
-            for name, place in LANGUAGE.items()
+            name: mean_of([value_at(item["results"][own], figure.split(".")) for item in metrics])
+            for name, figure in LANGUAGE.items()
         },
         "by_category": averaged([item["results"][own]["by_category"] for item in metrics]),
         "by_type": averaged([item["results"][own]["by_type"] for item in metrics]),
@@ -138,8 +137,7 @@ def scores_of(folders: Sequence[Path], evaluation: str, control: str) -> Scores:
         file = control_file(folder / evaluation, control)
         if not file.is_file():
             return {}
-        for line in file.read_text().splitlines():
-            row = json.loads(line)
+        for row in read_predictions(file):
             right = answer_correct(row["question"], row["reference"], row["answer"])
             found.setdefault(row["question_id"], []).append(float(right))
             places[row["question_id"]] = (row["scene_token"], row["category"])
@@ -212,7 +210,6 @@ def training(folder: Path) -> dict[str, Any]:
     }
 
 
-def dig(content: Any, place: Sequence[str]) -> Any:
-    for key in place:
-        content = content.get(key) if isinstance(content, Mapping) else None
-    return content
+def mean_of(values: Sequence[float | None]) -> float:
+    """The mean of what was measured; NaN where nothing was."""
+    return float(np.mean([value for value in values if value is not None] or [np.nan]))

@@ -13,6 +13,7 @@ from sklearn.metrics import f1_score, recall_score
 
 from training.data.wording import STATUSES, plural
 from training.metrics.drivelm import match_f1, points
+from training.metrics.language import check_pairs
 
 QUESTION_TYPES = ("multiple_choice", "yes_no", "behaviour", "status", "count", "localisation", "other")
 
@@ -191,7 +192,7 @@ def yes_no_scores(predictions: Sequence[str], references: Sequence[str]) -> dict
     Raises:
         ValueError: lengths differ, nothing to score, or a reference says neither yes nor no.
     """
-    _check_pairs(predictions, references)
+    check_pairs(predictions, references)
     truth = [parse_yes_no(reference) or "neither" for reference in references]
     if "neither" in truth:
         raise ValueError(f"a yes/no reference must begin with yes or no, got {references[truth.index('neither')]!r}")
@@ -220,7 +221,7 @@ def count_scores(predictions: Sequence[str], references: Sequence[str]) -> dict[
     Raises:
         ValueError: lengths differ, nothing to score, or a reference holds no number.
     """
-    _check_pairs(predictions, references)
+    check_pairs(predictions, references)
     truth = [parse_counts(reference) for reference in references]
     if {} in truth:
         raise ValueError(f"a counting reference must hold a number, got {references[truth.index({})]!r}")
@@ -244,7 +245,7 @@ def status_scores(predictions: Sequence[str], references: Sequence[str]) -> dict
     Raises:
         ValueError: lengths differ or nothing to score.
     """
-    _check_pairs(predictions, references)
+    check_pairs(predictions, references)
     question = "What is the status of"
     right = [answer_correct(question, r, p) for p, r in zip(predictions, references, strict=True)]
     return {
@@ -263,7 +264,7 @@ def behaviour_scores(predictions: Sequence[str], references: Sequence[str]) -> d
     Raises:
         ValueError: lengths differ, nothing to score, or a reference lacks steering or speed.
     """
-    _check_pairs(predictions, references)
+    check_pairs(predictions, references)
     truth = [parse_behaviour(reference) for reference in references]
     for pair, reference in zip(truth, references, strict=True):
         if None in pair:
@@ -291,7 +292,7 @@ def multiple_choice_scores(
     Raises:
         ValueError: lengths differ or nothing to score.
     """
-    _check_pairs(predictions, references)
+    check_pairs(predictions, references)
     said = [parse_choice(prediction, question) for prediction, question in zip(predictions, questions, strict=True)]
     truth = [parse_choice(reference, question) for reference, question in zip(references, questions, strict=True)]
     return {
@@ -309,7 +310,7 @@ def localisation_scores(predictions: Sequence[str], references: Sequence[str]) -
     Raises:
         ValueError: lengths differ or nothing to score.
     """
-    _check_pairs(predictions, references)
+    check_pairs(predictions, references)
     return {"f1": float(np.mean([match_f1(p, r) for p, r in zip(predictions, references, strict=True)]))}
 
 
@@ -325,7 +326,7 @@ def score_by_type(
     Raises:
         ValueError: lengths differ or nothing to score.
     """
-    _check_pairs(predictions, references)
+    check_pairs(predictions, references)
     rows = list(zip(questions, references, predictions, strict=True))
     right = np.array([answer_correct(*row) for row in rows])
     kinds = np.array([question_type(question, reference) for question, reference, _ in rows])
@@ -374,11 +375,3 @@ def _count_error(truth: Mapping[str, int], said: Mapping[str, int]) -> float:
 
 def _macro_f1(truth: Sequence[str], said: Sequence[str]) -> float:
     return float(f1_score(truth, said, labels=sorted(set(truth)), average="macro", zero_division=0))
-
-
-def _check_pairs(predictions: Sequence[str], references: Sequence[str]) -> None:
-    if len(predictions) != len(references) or not predictions:
-        raise ValueError(
-            "expected as many predictions as references and at least one, "
-            f"got {len(predictions)} predictions and {len(references)} references"
-        )

@@ -72,7 +72,7 @@ def coco_scores(
     Raises:
         ValueError: the two differ in length or are empty.
     """
-    _check_pairs(predictions, references)
+    check_pairs(predictions, references)
     tokenizer = tokenizer or available_tokenizer()
     reference_tokens = coco_tokens(references, tokenizer)
     truth = {index: [text] for index, text in enumerate(reference_tokens)}
@@ -90,7 +90,12 @@ def coco_scores(
 
 
 def exact_match(predictions: Sequence[str], references: Sequence[str]) -> float:
-    """The share of answers that are their reference, letter by letter."""
+    """The share of answers that are their reference, letter by letter.
+
+    Raises:
+        ValueError: the two differ in length or are empty.
+    """
+    check_pairs(predictions, references)
     return sum(map(str.__eq__, predictions, references)) / len(predictions)
 
 
@@ -103,7 +108,7 @@ def sacrebleu_score(predictions: Sequence[str], references: Sequence[str]) -> di
     Raises:
         ValueError: the two differ in length or are empty.
     """
-    _check_pairs(predictions, references)
+    check_pairs(predictions, references)
     metric = BLEU(force=True)
     score = metric.corpus_score(list(predictions), [list(references)]).score
     return {"score": float(score), "signature": str(metric.get_signature())}
@@ -122,7 +127,7 @@ def seed_bleu(predictions: Sequence[str], references: Sequence[str]) -> dict[str
     Raises:
         ValueError: the two differ in length or are empty.
     """
-    _check_pairs(predictions, references)
+    check_pairs(predictions, references)
     result = BLEU(smooth_method="none", tokenize="13a", force=True).corpus_score(list(predictions), [list(references)])
     return {
         "bleu": float(result.score) / 100,
@@ -160,7 +165,7 @@ def bert_scores(predictions: Sequence[str], references: Sequence[str], scorer: "
     Raises:
         ValueError: the two differ in length or are empty.
     """
-    _check_pairs(predictions, references)
+    check_pairs(predictions, references)
     scored = [(hyp, ref) for hyp, ref in zip(predictions, references, strict=True) if hyp.strip() and ref.strip()]
     sums = [0.0, 0.0, 0.0]
     if scored:
@@ -194,7 +199,8 @@ def _java_lines(texts: Sequence[str]) -> list[str]:
     return lines
 
 
-def _check_pairs(predictions: Sequence[str], references: Sequence[str]) -> None:
+def check_pairs(predictions: Sequence[str], references: Sequence[str]) -> None:
+    """Raise a ValueError unless there are as many predictions as references, and at least one."""
     if len(predictions) != len(references) or not predictions:
         raise ValueError(
             "expected as many predictions as references and at least one, "

@@ -156,7 +156,7 @@ def test_figures_follow_from_predictions(tmp_path):
     everything = tables.toyworld({**report, "command": "python -m benchmarks.toyworld"})
     assert "| best answer per template % | no images % | black images % | BLEU" in everything
     assert "Text only" not in everything
-    assert "moved around among the six | 33.3 | -66.7 [" in text
+    assert "moved around among them | 33.3 | -66.7 [" in text
     assert "| **SmolDriver** | 96 | 83.3 (100.0 66.7) |" in text and "+50.0 [" in text
 
 
