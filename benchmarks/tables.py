@@ -210,9 +210,7 @@ def _corruptions(ours: dict[str, Any]) -> list[str]:
         if control.corruption and control.severity:
             spoilt.setdefault(control.corruption, {})[control.severity] = percent(scores["perception"])
     severities = sorted({severity for cells in spoilt.values() for severity in cells})
-    rows = [
-        [name.replace("_", " "), *(cells[severity] for severity in severities)] for name, cells in spoilt.items()
-    ]
+    rows = [[name.replace("_", " "), *(cells[severity] for severity in severities)] for name, cells in spoilt.items()]
     title = f"corrupted images, perception % ({percent(found['sighted']['perception'])} without)"
     return table([title, *(f"severity {severity}" for severity in severities)], rows)
 
