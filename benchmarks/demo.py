@@ -19,12 +19,12 @@ from typing import Any
 
 from benchmarks.toyworld import run as toyworld
 from benchmarks.toyworld.run import ToyworldArguments, python
-from training.command_line import run
 from training.data.rows import load_rows
-from training.files import write_json
 from training.metrics.answers import answer_correct
 from training.run import ROOT
-from training.stages import read_recipe
+from training.stages.command_line import run
+from training.stages.files import write_json
+from training.stages.recipes import read_recipe
 
 SHOWN_MODELS = {"smoldriver": "SmolDriver", "smolvlm-ft": "SmolVLM fine-tuned", "blind": "blind, trained alike"}
 SHOWN = 12  # at most so many questions of the held-out scene

@@ -19,13 +19,13 @@ from tqdm import tqdm
 
 from benchmarks.toyworld.results import intervals
 from hub_export.engines import onnx
-from smoldriver_hf.loading_smoldriver import load
-from training.command_line import run
+from smoldriver_hf import load
 from training.data.rows import load_rows
 from training.evaluation.predictions import choose_frames
-from training.files import command_of, write_json
 from training.learning.features import weights_hash
 from training.metrics.answers import answer_correct
+from training.stages.command_line import run
+from training.stages.files import command_of, write_json
 
 ENGINES = ("fp32", "int8", "onnx", "onnx-int8")
 Ask = Callable[[dict[str, str], list[str]], list[str]]

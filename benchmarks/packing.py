@@ -29,10 +29,10 @@ from tqdm import tqdm
 
 from benchmarks.speed import parts
 from smoldriver_hf import CAMERAS
-from training.command_line import run
-from training.files import write_json
 from training.learning.collate import IGNORED, PackedSceneCollator, SceneCollator
 from training.learning.features import FeatureCache
+from training.stages.command_line import run
+from training.stages.files import write_json
 
 ANSWERS = (
     "Yes.",

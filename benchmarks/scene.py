@@ -11,8 +11,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from training.command_line import run
-from training.files import whole
+from training.stages.command_line import run
+from training.stages.files import whole
 from training.toyworld.make import ToyWorldArguments
 from training.toyworld.make import main as make_world
 

@@ -20,7 +20,7 @@ from benchmarks.toyworld.results import LANGUAGE
 from benchmarks.tree import tree
 from training.evaluation.controls import Control
 from training.evaluation.figures import title_of
-from training.files import write_text
+from training.stages.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

@@ -30,9 +30,8 @@ from hub_export.lineage import RECIPE, Note, load_run, notes_of
 from hub_export.reference import measure_reference, save_reference
 from hub_export.refuse import without_machine_paths
 from hub_export.results import check_fingerprint, load_metrics
-from smoldriver_hf import SmolDriverConfig, SmolDriverForConditionalGeneration, SmolDriverProcessor
+from smoldriver_hf import SmolDriverConfig, SmolDriverForConditionalGeneration, SmolDriverProcessor, load
 from smoldriver_hf.adapters import merge_adapter
-from smoldriver_hf.loading_smoldriver import load
 
 TEMPLATES = Path(__file__).with_name("templates")
 LICENSE = Path(__file__).parents[1] / "LICENSE"

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from hub_export.files import check_model, whole
 from hub_export.reference import QUESTION, reference_scene
-from smoldriver_hf.loading_smoldriver import load
+from smoldriver_hf import load
 
 IMAGE_SIZE = (800, 450)
 

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from hub_export.files import check_model
 from hub_export.prepared import FRAME_KEYS, FrameKey, Prepared, frame_key, read_questions
-from smoldriver_hf.loading_smoldriver import load
+from smoldriver_hf import load
 
 SCHEMA = pa.schema([(name, pa.string()) for name in ("question_id", *FRAME_KEYS, "question", "answer", "error")])
 

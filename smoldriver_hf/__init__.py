@@ -11,8 +11,10 @@ from transformers import (
     AutoProcessor,
 )
 
+from .chat_smoldriver import CameraPrompts, chat_template_for, user_message
 from .configuration_smoldriver import CAMERAS, SmolDriverConfig, SmolDriverProjectorConfig
 from .image_processing_smoldriver import SmolDriverImageProcessor
+from .loading_smoldriver import load, load_strictly
 from .modeling_smoldriver import SmolDriverForConditionalGeneration, SmolDriverModel
 from .processing_smoldriver import SmolDriverProcessor
 
@@ -31,10 +33,15 @@ SmolDriverProcessor.register_for_auto_class("AutoProcessor")
 
 __all__ = [
     "CAMERAS",
+    "CameraPrompts",
     "SmolDriverConfig",
     "SmolDriverForConditionalGeneration",
     "SmolDriverImageProcessor",
     "SmolDriverModel",
     "SmolDriverProcessor",
     "SmolDriverProjectorConfig",
+    "chat_template_for",
+    "load",
+    "load_strictly",
+    "user_message",
 ]

@@ -31,9 +31,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 from trl import TrlParser
 
-from smoldriver_hf.loading_smoldriver import load_strictly
+from smoldriver_hf import load_strictly
 from training.checkpoints.folders import save_whole
-from training.command_line import run
 from training.data.rig import EXTRA_VIEWS
 from training.data.rows import Rows, load_rows
 from training.data.wording import STATUSES, plural
@@ -42,7 +41,8 @@ from training.learning.checks import is_finished
 from training.learning.features import FeatureCache
 from training.learning.smolvlm import build_features, load_processor
 from training.learning.trainer import WholeCheckpoints, last_checkpoint
-from training.stages import Stage
+from training.stages.command_line import run
+from training.stages.recipes import Stage
 from training.toyworld.pictures import LISTING, UNTELLING
 
 HELD_OUT = 10  # one scene in so many is held out

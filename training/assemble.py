@@ -41,14 +41,14 @@ from smoldriver_hf import (
     SmolDriverImageProcessor,
     SmolDriverProcessor,
     SmolDriverProjectorConfig,
+    load_strictly,
 )
-from smoldriver_hf.loading_smoldriver import load_strictly
 from smoldriver_hf.tower_smoldriver import drop_untrained
 from training.checkpoints.folders import dtype_named, is_saved, save_whole
 from training.checkpoints.offline_parts import OFFLINE_TEXT, OFFLINE_VISION, fetch_dinov2_small, fetch_smollm2_135m
-from training.command_line import run
-from training.files import make_note
-from training.stages import Stage
+from training.stages.command_line import run
+from training.stages.files import make_note
+from training.stages.recipes import Stage
 
 IMAGE_TOKEN = "<image>"
 OFFLINE_IMAGE_SIZE = 224

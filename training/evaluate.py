@@ -34,7 +34,6 @@ import peft
 import torch
 import transformers
 
-from training.command_line import run
 from training.data.rig import Rig, load_rig
 from training.data.rows import Row, Rows, load_rows, read_dataset_info
 from training.evaluation.answering import Answerer, SmolDriverAnswerer, fingerprint, load_answerer
@@ -51,8 +50,9 @@ from training.evaluation.predictions import (
 )
 from training.evaluation.results import Counts, Metrics, Prediction, control_file, without_nan
 from training.evaluation.scoring import all_scores, in_pixels, submission
-from training.files import command_of, is_done, whole, write_json
 from training.metrics.language import load_bert_scorer
+from training.stages.command_line import run
+from training.stages.files import command_of, is_done, whole, write_json
 
 
 @dataclass

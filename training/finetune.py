@@ -29,10 +29,8 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import SFTConfig, TrlParser
 
 from training.checkpoints.folders import save_whole
-from training.command_line import run
 from training.data.rig import EXTRA_VIEWS
 from training.data.rows import Rows, load_rows
-from training.files import remove
 from training.learning.ablations import ablate
 from training.learning.callbacks import JsonlCallback, first_and_last, loss_curve, started_note
 from training.learning.checks import (
@@ -57,7 +55,9 @@ from training.learning.smolvlm import (
 )
 from training.learning.trainer import SceneTrainer, WithWeights, clear_about_full_disk, last_checkpoint
 from training.merge import merged
-from training.stages import Stage
+from training.stages.command_line import run
+from training.stages.files import remove
+from training.stages.recipes import Stage
 
 
 @dataclass

@@ -43,11 +43,11 @@ from trl import SFTConfig
 
 from smoldriver_hf import SmolDriverConfig, SmolDriverForConditionalGeneration
 from smoldriver_hf.tower_smoldriver import height_and_width
-from training import command_line
 from training.assemble import OFFLINE_IMAGE_SIZE, AssembleArguments, projector_config_for
 from training.finetune import FinetuneArguments
 from training.learning.parts import HEAD, freeze, how_of, lora_config, modules_of
-from training.stages import PROCESSES, PlannedStage, plan, read_recipe
+from training.stages import command_line
+from training.stages.recipes import PROCESSES, PlannedStage, plan, read_recipe
 from training.toyworld.smolvlm import ToyBaseArguments, language_model_config
 
 GB = 1 << 30

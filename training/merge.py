@@ -13,12 +13,12 @@ import peft
 import torch
 from transformers import AutoProcessor
 
+from smoldriver_hf import load_strictly
 from smoldriver_hf.adapters import merge_adapter
-from smoldriver_hf.loading_smoldriver import load_strictly
 from training.checkpoints.folders import dtype_named, is_saved, save_whole
-from training.command_line import run
-from training.files import make_note
-from training.stages import Stage
+from training.stages.command_line import run
+from training.stages.files import make_note
+from training.stages.recipes import Stage
 
 
 @dataclass

@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import smoldriver_hf
-from training.command_line import run
 from training.data.rows import Rows, load_rows
-from training.files import is_done, make_note, write_json, write_note
 from training.run import run as run_recipe
-from training.stages import plan, read_recipe
+from training.stages.command_line import run
+from training.stages.files import is_done, make_note, write_json, write_note
+from training.stages.recipes import plan, read_recipe
 
 ASK = Path(smoldriver_hf.__file__).with_name("__main__.py")
 

@@ -44,7 +44,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from training.command_line import run
 from training.data.drivelm import (
     CATEGORIES,
     Frame,
@@ -62,8 +61,9 @@ from training.data.images import ImageFinder, locate_image
 from training.data.rig import EXTRA_VIEWS, NUSCENES, RIG_FILE, Rig, read_rig
 from training.data.rows import SPLITS
 from training.data.tables import Report, TableWriter
-from training.files import sha256, write_json
-from training.stages import Stage
+from training.stages.command_line import run
+from training.stages.files import sha256, write_json
+from training.stages.recipes import Stage
 
 FORMAT_VERSION = 1  # raise it when the tables change, so that folders of older code are written anew
 _TOLD_ELSEWHERE = ("drivelm_json", "image_root", "output_dir", "rig")  # options that `dataset.json` has as other keys

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import jinja2
 
-from training.command_line import run
 from training.evaluation.controls import Control
 from training.evaluation.curves import make_plots, named_losses
 from training.evaluation.gallery import gallery
@@ -26,7 +25,8 @@ from training.evaluation.tables import (
     headline_table,
     kinds_table,
 )
-from training.files import write_text
+from training.stages.command_line import run
+from training.stages.files import write_text
 
 TEMPLATE = Path(__file__).with_name("templates") / "report.html.jinja"
 

@@ -6,8 +6,8 @@
     python -m training.run --recipe smolvlm2-2.2b-paper \\
         --launcher "accelerate launch --config_file training/recipes/accelerate/fsdp2.yaml"
 
-What a recipe says is told in `training.stages`. A stage writes `output_dir/STAGE` where its section does not say
-otherwise. `processes` makes a stage run in so many processes of this machine, each with the section's batch size.
+What a recipe says is told in `training.stages.recipes`. A stage writes `output_dir/STAGE` where its section does not
+say otherwise. `processes` makes a stage run in so many processes of this machine, each with the section's batch size.
 
 `output_dir/run.json` records for each stage its command, arguments, versions, sha256 of everything it read and wrote,
 minutes and figures. A stage is skipped if its record says finished and arguments, inputs and output are still as they
@@ -29,10 +29,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from training import command_line
 from training.data.rows import read_dataset_info
-from training.files import flags, sha256, write_json
-from training.stages import PROCESSES, PlannedStage, Recipe, plan, read_recipe
+from training.stages import command_line
+from training.stages.files import flags, sha256, write_json
+from training.stages.recipes import PROCESSES, PlannedStage, Recipe, plan, read_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets")

@@ -25,15 +25,13 @@ import torch
 from transformers import AutoProcessor, PreTrainedModel, TrainingArguments
 from trl import TrlParser
 
-from smoldriver_hf.loading_smoldriver import load_strictly
+from smoldriver_hf import load_strictly
 from training.checkpoints.folders import save_whole
-from training.command_line import run
 from training.data.rows import load_rows
 from training.distillation.model import TransferModel
 from training.distillation.targets import Targets, measured_targets, root_mean_square
 from training.distillation.teacher import Teacher
 from training.distillation.trainer import TransferCollator, TransferTrainer, frames_of, spread
-from training.files import write_json
 from training.learning.ablations import ablate
 from training.learning.callbacks import JsonlCallback, started_note
 from training.learning.checks import is_finished
@@ -41,7 +39,9 @@ from training.learning.collate import DrawBudgetsByEpoch, Example, SceneCollator
 from training.learning.features import FeatureCache
 from training.learning.smolvlm import build_features
 from training.learning.trainer import clear_about_full_disk, last_checkpoint
-from training.stages import Stage
+from training.stages.command_line import run
+from training.stages.files import write_json
+from training.stages.recipes import Stage
 
 
 @dataclass

@@ -31,8 +31,8 @@ from smoldriver_hf import (
     SmolDriverForConditionalGeneration,
     SmolDriverImageProcessor,
     SmolDriverProcessor,
+    SmolDriverProjectorConfig,
 )
-from smoldriver_hf.configuration_smoldriver import SmolDriverProjectorConfig
 
 # Twelve names for the growth with the number of cameras; the first six are nuScenes'.
 TWELVE_CAMERAS = [*CAMERAS, *(f"{name}_2" for name in CAMERAS)]

@@ -40,11 +40,10 @@ from benchmarks.speed.measures import (
     text_flops,
 )
 from benchmarks.speed.report import NO_TILES, TILES, report
-from smoldriver_hf import CAMERAS
-from smoldriver_hf.loading_smoldriver import load
+from smoldriver_hf import CAMERAS, load
 from smoldriver_hf.precision_smoldriver import PRECISIONS, set_precision
 from smoldriver_hf.scene_smoldriver import BATCH_SIZE
-from training.files import write_json
+from training.stages.files import write_json
 
 SECTIONS = ("flops", "variants", "precision", "memory", "growth")
 BUDGETS = (1, 4, 16, 64)

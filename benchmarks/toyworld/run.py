@@ -40,9 +40,9 @@ import yaml
 
 from benchmarks.toyworld.results import collect
 from training.checkpoints.offline_parts import fetch_dinov2_small, fetch_minilm
-from training.files import command_of, write_json
 from training.run import ROOT
-from training.stages import PlannedStage, Recipe, kinds_of, module_of, needed, plan, read_recipe
+from training.stages.files import command_of, write_json
+from training.stages.recipes import PlannedStage, Recipe, kinds_of, module_of, needed, plan, read_recipe
 
 Changes = Mapping[str, Mapping[str, Any]]
 """Section of the recipe → arguments that a variant has in place of the recipe's"""

@@ -27,8 +27,7 @@ from transformers.exporters.base import ExportedModel
 
 from hub_export.files import check_model, whole
 from hub_export.reference import QUESTION, reference_scene
-from smoldriver_hf import SmolDriverConfig, SmolDriverProcessor
-from smoldriver_hf.loading_smoldriver import load
+from smoldriver_hf import SmolDriverConfig, SmolDriverProcessor, load
 
 EMBEDDINGS = "embeddings.safetensors"  # prompts mix text with visual tokens, so they are embedded outside the graphs
 QUANTIZED = ("language_model", "lm_head", "decode")

@@ -1,4 +1,4 @@
-"""The note of a stage: what `training.files` writes, `hub_export.lineage` reads and a card tells."""
+"""The note of a stage: what `training.stages.files` writes, `hub_export.lineage` reads and a card tells."""
 
 import json
 import shutil
@@ -11,9 +11,9 @@ from hub_export.lineage import notes_of
 from hub_export.prepared import Prepared
 from training.assemble import AssembleArguments
 from training.data.rows import load_rows
-from training.files import make_note, read_notes, write_note
 from training.finetune import FinetuneArguments
 from training.merge import MergeArguments
+from training.stages.files import make_note, read_notes, write_note
 
 
 def leave(folder, *note, **more):

@@ -31,7 +31,7 @@ MISTAKES = {
     "toyworld.smolvlm": "--drivelm_json MISSING --vision MISSING --output_dir OUT",
     "transfer": "--student MISSING --teacher MISSING --data MISSING --output_dir OUT --use_cpu true --bf16 false",
 }
-# Commands that do not go through `training.command_line` yet; this must become empty.
+# Commands that do not go through `training.stages.command_line` yet; this must become empty.
 NOT_CONVERTED = {"memory", "nuscenes", "prepare", "run", "toyworld"}
 
 

@@ -26,7 +26,7 @@ from transformers import (
 from smoldriver_hf.loading_smoldriver import load_strictly
 from training import assemble
 from training.assemble import AssembleArguments, load_tower, main, map_smolvlm
-from training.files import read_notes
+from training.stages.files import read_notes
 
 
 @pytest.fixture(scope="module")

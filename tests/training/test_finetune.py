@@ -14,11 +14,11 @@ from trl import SFTConfig, TrlParser
 
 from training import finetune, merge
 from training.data.rows import load_rows
-from training.files import make_note, read_notes, write_note
 from training.finetune import FinetuneArguments
 from training.learning import callbacks, trainer
 from training.learning.collate import SceneCollator
 from training.learning.trainer import last_checkpoint
+from training.stages.files import make_note, read_notes, write_note
 
 
 @pytest.fixture(scope="module")

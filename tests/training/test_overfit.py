@@ -15,9 +15,9 @@ from trl import SFTConfig, TrlParser
 
 from training import assemble, finetune, prepare, run
 from training.data.rows import load_rows
-from training.files import read_notes
 from training.overfit import OverfitArguments, answers, fit, swaps
-from training.stages import kinds_of, module_of
+from training.stages.files import read_notes
+from training.stages.recipes import kinds_of, module_of
 
 
 @pytest.fixture(scope="module")

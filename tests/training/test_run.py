@@ -10,9 +10,9 @@ import yaml
 from filelock import FileLock
 
 from training import run
-from training.files import flags
 from training.run import RunArguments, fingerprint, main
-from training.stages import module_of
+from training.stages.files import flags
+from training.stages.recipes import module_of
 
 
 def recipe_file(folder: Path, **sections) -> str:

@@ -27,8 +27,8 @@ from training.data.rows import QUESTION_SCHEMA
 from training.distillation.model import TransferModel
 from training.distillation.targets import Targets
 from training.distillation.teacher import Teacher, pooling_weights, resampled
-from training.files import read_notes
 from training.learning.collate import SceneCollator
+from training.stages.files import read_notes
 from training.transfer import TransferArguments, main
 
 TEACHER_VISION = {

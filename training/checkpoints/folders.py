@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from training.files import is_done, whole, write_note
+from training.stages.files import is_done, whole, write_note
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 

@@ -49,7 +49,7 @@ from transformers import (
     GgufConfig,
 )
 
-from training.command_line import run
+from training.stages.command_line import run
 
 DINOV2_SMALL = Dinov2Config(
     architectures=["Dinov2Model"],

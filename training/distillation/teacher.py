@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from smoldriver_hf.loading_smoldriver import load_strictly
+from smoldriver_hf import load_strictly
 from smoldriver_hf.projector_smoldriver import grid_points, spread_points
 from training.learning.features import image_settings, settings_of, weights_hash
 from training.learning.smolvlm import load_image_processor, whole_pictures

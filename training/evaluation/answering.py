@@ -26,9 +26,9 @@ from transformers import (
     PreTrainedConfig,
 )
 
+from smoldriver_hf import load_strictly
 from smoldriver_hf.adapters import load_adapter, merge_adapter
 from smoldriver_hf.fingerprint import fingerprint as folder_fingerprint
-from smoldriver_hf.loading_smoldriver import load_strictly
 from smoldriver_hf.precision_smoldriver import PRECISIONS, set_precision
 from smoldriver_hf.tower_smoldriver import patch_grid
 from training.evaluation.controls import Images

@@ -21,8 +21,8 @@ from training.evaluation.answering import Answerer
 from training.evaluation.controls import Control, control_questions, control_views
 from training.evaluation.results import Prediction, control_of, lines_of
 from training.evaluation.scoring import choices_of
-from training.files import write_text
 from training.metrics.answers import question_type
+from training.stages.files import write_text
 
 SCORED = ("sighted", "text_only", "black", "wrong_scene")
 """Kinds of control under which the likelihoods of fixed choices are kept, for calibration."""

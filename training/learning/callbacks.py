@@ -13,7 +13,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainingArguments
 
 from training.data.rows import Rows
-from training.files import make_note, whole, write_text
+from training.stages.files import make_note, whole, write_text
 
 
 class JsonlCallback(TrainerCallback):

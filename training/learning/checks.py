@@ -17,11 +17,11 @@ from transformers import TrainingArguments
 from trl import SFTConfig
 
 from training.data.rows import Rows
-from training.files import history, is_done, write_json
 from training.learning.collate import SceneCollator
 from training.learning.examples import as_example
 from training.learning.parts import BASELINES, check_lora_targets
 from training.learning.trainer import last_checkpoint
+from training.stages.files import history, is_done, write_json
 
 SOURCES = ("checkpoint", "student", "teacher")  # arguments that name what a run starts from
 WHERE = ("data", "eval_data", "feature_cache")  # where things lie, which may be elsewhere the next time

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, TrainerCallback
 
-from smoldriver_hf.chat_smoldriver import user_message
+from smoldriver_hf import user_message
 
 IGNORED = -100  # the label of what is not learnt
 

@@ -9,8 +9,8 @@ from datasets import Dataset
 from PIL import Image
 
 from training.data.rows import Rows
-from training.files import whole
 from training.learning.collate import SceneCollator
+from training.stages.files import whole
 
 
 def training_examples(

@@ -28,7 +28,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from training.files import sha256, whole, write_json
+from training.stages.files import sha256, whole, write_json
 
 FORMAT = 1
 SHARD_BYTES = 1 << 26  # what a killed run computes again, at most

@@ -12,7 +12,7 @@ from peft import LoraConfig
 from torch import nn
 from transformers import BitsAndBytesConfig
 
-from smoldriver_hf.loading_smoldriver import load_strictly
+from smoldriver_hf import load_strictly
 
 HOW = ("frozen", "lora", "full")
 PARTS = ("tower", "projector", "language_model")

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoTokenizer, Idefics3Processor, PreTraine
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
-from smoldriver_hf.chat_smoldriver import CameraPrompts, chat_template_for
+from smoldriver_hf import CameraPrompts, chat_template_for
 from training.learning.collate import EncodedFrame, Example, PackedSceneCollator, SceneCollator
 from training.learning.features import FeatureCache, evaluating, vision_fingerprint, write_features
 

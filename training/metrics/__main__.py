@@ -10,9 +10,9 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from training.command_line import run
 from training.metrics.drivelm import score_drivelm
 from training.metrics.language import Tokenizer
+from training.stages.command_line import run
 
 
 @dataclass

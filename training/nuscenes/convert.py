@@ -52,9 +52,9 @@ from training.data.wording import (
     observed_status,
     perception_questions,
 )
-from training.files import whole
 from training.nuscenes.geometry import Annotated, Sensor, find_rig, read_objects, read_sensors, reference_pose
 from training.nuscenes.views import proof_picture, read_lidar, render_lidar, render_map
+from training.stages.files import whole
 
 if TYPE_CHECKING:
     from nuscenes.nuscenes import NuScenes

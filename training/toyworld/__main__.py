@@ -1,7 +1,7 @@
 """`python -m training.toyworld`: draw a toy world, see `make`."""
 
-from training.command_line import run
-from training.stages import Stage
+from training.stages.command_line import run
+from training.stages.recipes import Stage
 from training.toyworld.make import ToyWorldArguments, main
 
 STAGE = Stage()

@@ -55,7 +55,7 @@ from tqdm import tqdm
 from training.data.drivelm import CATEGORIES, key_frame, qa_entry, write_scenes
 from training.data.priors import answer_priors
 from training.data.rig import NUSCENES, Rig, read_rig, write_rig
-from training.files import is_done, whole, write_json
+from training.stages.files import is_done, whole, write_json
 from training.toyworld.balance import FrameQuestions, balance_world
 from training.toyworld.cameras import cameras
 from training.toyworld.nuscenes_tables import image_file, lidar_file, scan, write_map, write_tables

@@ -37,10 +37,10 @@ from transformers import (
 from training.assemble import IMAGE_TOKEN, load_tower, vision_settings
 from training.checkpoints.folders import is_saved, save_whole
 from training.checkpoints.offline_parts import OFFLINE_VISION, fetch_dinov2_small
-from training.command_line import run
 from training.data.drivelm import read_frames
-from training.files import make_note
-from training.stages import Stage
+from training.stages.command_line import run
+from training.stages.files import make_note
+from training.stages.recipes import Stage
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",

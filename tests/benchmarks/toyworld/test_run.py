@@ -22,7 +22,7 @@ from benchmarks.toyworld.run import (
     written,
 )
 from training.run import ROOT
-from training.stages import RECIPES, Recipe, plan, read_recipe
+from training.stages.recipes import RECIPES, Recipe, plan, read_recipe
 
 RECIPE = RECIPES / "toyworld.yaml"
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from training.checkpoints.folders import dtype_named, is_saved, save_whole
-from training.files import make_note
+from training.stages.files import make_note
 
 
 @dataclass

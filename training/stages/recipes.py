@@ -25,7 +25,7 @@ from typing import Any, get_type_hints
 
 import yaml
 
-RECIPES = Path(__file__).with_name("recipes")
+RECIPES = Path(__file__).parents[1] / "recipes"
 SETTINGS = ("output_dir", "data", "env", "common")  # of a recipe, not of a stage
 PROCESSES = "processes"  # an argument of the runner: a stage in so many processes of this machine
 OWN = ("module", "from")  # of a section, not of its command

@@ -9,8 +9,8 @@ from prepared import write_prepared
 from transformers import HfArgumentParser
 from trl import SFTConfig, TrlParser
 
-from training.files import command_of, history, is_done, make_note, read_notes, whole, write_json, write_note
 from training.finetune import FinetuneArguments
+from training.stages.files import command_of, history, is_done, make_note, read_notes, whole, write_json, write_note
 
 
 @dataclass

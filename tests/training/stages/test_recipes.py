@@ -6,8 +6,8 @@ import pytest
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
-from training.files import flags
-from training.stages import PROCESSES, RECIPES, Stage, kinds_of, module_of, needed, plan, read_recipe
+from training.stages.files import flags
+from training.stages.recipes import PROCESSES, RECIPES, Stage, kinds_of, module_of, needed, plan, read_recipe
 
 NAMES = sorted(file.stem for file in RECIPES.glob("*.yaml"))
 PREPARE = {"module": "prepare", "from": "world", "drivelm_json": "world/drivelm.json"}
@@ -98,7 +98,7 @@ def test_what_a_stage_needs(tmp_path):
         ({"world": SECTIONS["world"] | {"processes": 2}}, "has no argument processes"),
         ({"first": {"module": "fine_tune"}}, "section first: there is no command training.fine_tune"),
         ({"first": {"module": "no.such"}}, "there is no command training.no.such"),
-        ({"first": {"module": "stages"}}, "training.stages is no stage of a recipe: it declares no STAGE"),
+        ({"first": {"module": "stages"}}, "training.stages.recipes is no stage of a recipe: it declares no STAGE"),
     ],
 )
 def test_sections_that_cannot_run(tmp_path, sections, message):

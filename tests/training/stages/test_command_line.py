@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 
-from training.command_line import run
+from training.stages.command_line import run
 
 
 @dataclass
