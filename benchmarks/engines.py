@@ -20,7 +20,7 @@ from tqdm import tqdm
 from benchmarks.toyworld.results import intervals
 from hub_export.engines import onnx
 from smoldriver_hf import load
-from training.data.rows import load_rows
+from training.data.rows import Row, load_rows
 from training.evaluation.predictions import choose_frames
 from training.learning.features import weights_hash
 from training.metrics.answers import answer_correct
@@ -82,7 +82,7 @@ def answers_of(ask: Ask, frames: Sequence[Any], title: str) -> list[str]:
     return found
 
 
-def figures(rows: Sequence[dict[str, Any]], answers: Sequence[str], reference: Sequence[str]) -> dict[str, Any]:
+def figures(rows: Sequence[Row], answers: Sequence[str], reference: Sequence[str]) -> dict[str, Any]:
     """Accuracy on all and on perception questions, with intervals over scenes, and agreement with the reference."""
     scores = {
         row["question_id"]: (

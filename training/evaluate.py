@@ -34,8 +34,8 @@ import peft
 import torch
 import transformers
 
-from training.data.rig import Rig, load_rig
-from training.data.rows import Row, Rows, load_rows, read_dataset_info
+from training.data.rig import Rig
+from training.data.rows import FrameRow, Rows, load_rows, read_dataset_info
 from training.evaluation.answering import Answerer, SmolDriverAnswerer, fingerprint, load_answerer
 from training.evaluation.controls import SIGHTED, Control, control_views, expand_controls
 from training.evaluation.figures import words_of
@@ -91,7 +91,7 @@ class EvaluateArguments:
 
 
 def asked_controls(
-    args: EvaluateArguments, answerer: Answerer, cameras: Sequence[str], pool: Sequence[Row]
+    args: EvaluateArguments, answerer: Answerer, cameras: Sequence[str], pool: Sequence[FrameRow]
 ) -> list[Control]:
     """The controls that the options name, budgets last.
 
@@ -210,8 +210,7 @@ def main(args: EvaluateArguments) -> Metrics:
     """
     output_dir = Path(args.output_dir)
     rows = load_rows(args.data, args.split)
-    info = read_dataset_info(rows.path)
-    rig, coordinates = load_rig(info, rows.cameras, str(rows.path)), info["options"]["coordinates"]
+    rig, coordinates = rows.rig, read_dataset_info(rows.path)["options"]["coordinates"]
     frames = choose_frames(rows, args.max_frames)
     pool = [frame for frame, _ in rows.frames()]
     answerer = load_answerer(

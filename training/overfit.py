@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import smoldriver_hf
-from training.data.rows import Rows, load_rows
+from training.data.rows import Row, Rows, load_rows
 from training.run import run as run_recipe
 from training.stages.command_line import run
 from training.stages.files import is_done, make_note, write_json, write_note
@@ -78,7 +78,7 @@ def ask(checkpoint: Path, images: dict[str, str], questions: list[str], budget: 
     return [json.loads(line)["answer"] for line in done.stdout.splitlines() if line.startswith("{")]
 
 
-def swaps(rows: Rows) -> dict[int, dict]:
+def swaps(rows: Rows) -> dict[int, Row]:
     """For each question that frames answer differently: the images of a frame with another reference answer."""
     by_question = defaultdict(list)
     for index in range(len(rows)):
@@ -109,11 +109,11 @@ def answers(
 
 
 def compared(
-    asked: dict[int, dict], true: dict[int, str], others: dict[int, dict], swapped: dict[int, str]
+    asked: dict[int, Row], true: dict[int, str], others: dict[int, Row], swapped: dict[int, str]
 ) -> dict[str, Any]:
     """Both figures, of answers to true and to swapped images."""
 
-    def share(given: dict[int, str], of: Iterable[int], rows: dict[int, dict] = asked) -> float:
+    def share(given: dict[int, str], of: Iterable[int], rows: dict[int, Row] = asked) -> float:
         indices = list(of)
         return sum(given[index] == rows[index]["answer"] for index in indices) / len(indices)
 

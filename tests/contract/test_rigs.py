@@ -83,6 +83,7 @@ def go_on(data: Path, root: Path, rig: Rig) -> None:
     results = figures["results"]
     assert [name for name in results if name.startswith("drop:")] == [f"drop:{name}" for name in rig.names]
     assert results["drop_relevant"]["answers"] > 0, "questions name the rig's sectors"
+    assert set(results["absent_object"]["hallucination"]) <= {*rig.names, "all"}
 
     page = report.main(report.ReportArguments([str(run)], str(root / "report.html"), str(data), gallery_frames=1))
     text = page.read_text()

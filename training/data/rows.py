@@ -15,7 +15,7 @@ Both tables are plain Parquet, so `datasets.load_dataset("parquet", data_files=.
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 
 import numpy as np
 import pyarrow as pa
@@ -39,7 +39,41 @@ QUESTION_SCHEMA = pa.schema(
     ]
 )
 
-Row = dict[str, Any]
+
+class FrameRow(TypedDict):
+    """A key frame of prepared data."""
+
+    scene_token: str
+    frame_token: str
+    images: dict[str, str]  # view -> absolute path, only of views that the frame has
+
+
+class Row(FrameRow):
+    """A question of prepared data with its frame: the columns of `QUESTION_SCHEMA` and the images."""
+
+    question_id: str
+    category: str
+    tag: list[int]
+    question: str
+    answer: str
+    objects: list[str]  # object tags in question and answer
+    asked: NotRequired[str]  # the wording that a control of the evaluation asks
+    camera: NotRequired[str]  # whose sector a question of its own is about
+
+
+class DatasetInfo(TypedDict):
+    """`dataset.json`: what a prepared folder says of itself. Older ones lack `rig` and `generated`."""
+
+    format_version: int
+    image_root: str  # relative to the folder where one holds the other
+    source: dict[str, Any]  # file, bytes and sha256 of the DriveLM file
+    options: dict[str, Any]
+    rig: NotRequired[dict[str, dict[str, Any]]]
+    generated: NotRequired[bool]
+    split_hash: str
+    counts: dict[str, dict[str, int]]  # by split
+    report: dict[str, dict[str, dict[str, Any]]]  # {dropped, filtered, noted: {reason: count and examples}}
+    files: dict[str, int]  # sizes in bytes
 
 
 class Rows(Sequence[Row]):
@@ -58,7 +92,7 @@ class Rows(Sequence[Row]):
         rig: where each camera looks.
     """
 
-    def __init__(self, path: Path, split: str, info: dict[str, Any], frames: pa.Table, questions: pa.Table) -> None:
+    def __init__(self, path: Path, split: str, info: DatasetInfo, frames: pa.Table, questions: pa.Table) -> None:
         self.path = path
         self.split = split
         self.split_hash: str = info["split_hash"]
@@ -77,10 +111,9 @@ class Rows(Sequence[Row]):
         if not 0 <= position < len(self):
             raise IndexError(f"row {index} of a split with {len(self)} rows")
         (row,) = self._questions.slice(position, 1).to_pylist()
-        row["images"] = dict(self._frames[self._frame_of_question[position]]["images"])
-        return row
+        return cast(Row, {**row, "images": dict(self._frames[self._frame_of_question[position]]["images"])})
 
-    def frames(self) -> Iterator[tuple[Row, list[Row]]]:
+    def frames(self) -> Iterator[tuple[FrameRow, list[Row]]]:
         """Yield (frame, its question rows) frame by frame; a frame without questions comes with an empty list.
 
         A frame is a dict with scene_token, frame_token and images; its questions are the same dicts as `rows[i]`.
@@ -94,9 +127,9 @@ class Rows(Sequence[Row]):
     def __reduce__(self) -> tuple[Any, ...]:
         return load_rows, (str(self.path), self.split)
 
-    def _frame(self, record: dict[str, str | None]) -> Row:
+    def _frame(self, record: dict[str, Any]) -> FrameRow:
         images = {name: str(self.image_root / value) for name in self.cameras if (value := record[name]) is not None}
-        return {**{key: record[key] for key in FRAME_KEYS}, "images": images}
+        return {"scene_token": record["scene_token"], "frame_token": record["frame_token"], "images": images}
 
 
 def load_rows(path: str | Path, split: str) -> Rows:
@@ -124,7 +157,7 @@ def load_rows(path: str | Path, split: str) -> Rows:
     return rows
 
 
-def read_dataset_info(folder: Path) -> dict[str, Any]:
+def read_dataset_info(folder: Path) -> DatasetInfo:
     """Return the parsed `dataset.json` of a prepared folder.
 
     Raises:

@@ -46,8 +46,18 @@ def absent_object_questions(rows: Sequence[Row], rig: Rig) -> list[Row]:
             continue
         name = candidates[number_of(identifier) % len(candidates)]
         text = f"Are there {plural(name)} to the {listing[1]} of the ego car?"
-        new = {"question_id": identifier, "question": text, "asked": text, "answer": "No.", "camera": camera}
-        questions.append({**row, **new, "objects": [], "tag": []})
+        questions.append(
+            {
+                **row,
+                "question_id": identifier,
+                "question": text,
+                "asked": text,
+                "answer": "No.",
+                "camera": camera,
+                "objects": [],
+                "tag": [],
+            }
+        )
     return questions
 
 

@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image
 
 from training.data.rig import Rig
-from training.data.rows import Row
+from training.data.rows import FrameRow, Row
 from training.evaluation.absent_objects import absent_object_questions, number_of
 from training.evaluation.corruptions import IMAGE_CORRUPTIONS, SEVERITIES, corrupt_image
 from training.evaluation.paraphrases import paraphrase
@@ -162,7 +162,7 @@ def control_questions(control: Control, rows: Sequence[Row], rig: Rig) -> list[R
     """
     if control.kind == "absent_object":
         return absent_object_questions(rows, rig)
-    asked = []
+    asked: list[Row] = []
     for row in rows:
         wording: str | None = row["question"]
         if control.kind == "paraphrase":
@@ -176,9 +176,9 @@ def control_questions(control: Control, rows: Sequence[Row], rig: Rig) -> list[R
 
 def control_views(
     control: Control,
-    frame: Row,
+    frame: FrameRow,
     rows: Sequence[Row],
-    frames: Sequence[Row],
+    frames: Sequence[FrameRow],
     cameras: Sequence[str],
     rig: Rig,
     seed: int = 0,
@@ -257,7 +257,7 @@ def permuted(images: Mapping[str, str], key: str) -> Images:
     return dict(zip(cameras, paths[shift:] + paths[:shift], strict=True))
 
 
-def wrong_scene(frame: Row, frames: Sequence[Row], seed: int = 0) -> Row:
+def wrong_scene(frame: FrameRow, frames: Sequence[FrameRow], seed: int = 0) -> FrameRow:
     """A frame of another scene, chosen by hash; one with all of this frame's cameras where there is one.
 
     Raises:

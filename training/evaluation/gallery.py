@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from training.data.rows import Row, load_rows
+from training.data.rows import FrameRow, Row, load_rows
 from training.evaluation.results import Run
 from training.metrics.answers import answer_correct
 
@@ -66,7 +66,7 @@ def overlay(weights: NDArray[np.float32], size: tuple[int, int] = (64, 36)) -> s
     return _image_address(Image.fromarray(pixels), "PNG")
 
 
-def _picture(frame: Row, camera: str, maps: Mapping[str, Mapping[str, NDArray[np.float32]]]) -> dict[str, Any]:
+def _picture(frame: FrameRow, camera: str, maps: Mapping[str, Mapping[str, NDArray[np.float32]]]) -> dict[str, Any]:
     key = f"{frame['scene_token']}/{frame['frame_token']}/{camera}"
     overlays = {name: overlay(found[key]) for name, found in maps.items() if key in found}
     return {"camera": camera, "image": thumbnail(frame["images"][camera]), "overlays": overlays}

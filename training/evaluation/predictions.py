@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from training.data.priors import majority_answers, template_of
 from training.data.rig import Rig
-from training.data.rows import Row, Rows
+from training.data.rows import FrameRow, Row, Rows
 from training.evaluation.answering import Answerer
 from training.evaluation.controls import Control, control_questions, control_views
 from training.evaluation.results import Prediction, control_of, lines_of
@@ -27,8 +27,8 @@ from training.stages.files import write_text
 SCORED = ("sighted", "text_only", "black", "wrong_scene")
 """Kinds of control under which the likelihoods of fixed choices are kept, for calibration."""
 
-Frame = tuple[Row, list[Row]]  # a frame and its questions
-Ask = Callable[[Row, list[Row]], list[Prediction]]  # frame and its questions → predictions
+Frame = tuple[FrameRow, list[Row]]  # a frame and its questions
+Ask = Callable[[FrameRow, list[Row]], list[Prediction]]  # frame and its questions → predictions
 
 
 def choose_frames(rows: Rows, max_frames: int | None) -> list[Frame]:
@@ -164,7 +164,7 @@ class ControlledModel:
 
     answerer: Answerer
     cameras: Sequence[str]
-    pool: Sequence[Row]
+    pool: Sequence[FrameRow]
     rig: Rig
     max_new_tokens: int
     batch_size: int
@@ -174,7 +174,7 @@ class ControlledModel:
         """What `predict` calls under a control."""
         return lambda frame, questions: self.answer(control, frame, questions)
 
-    def answer(self, control: Control, frame: Row, questions: list[Row]) -> list[Prediction]:
+    def answer(self, control: Control, frame: FrameRow, questions: list[Row]) -> list[Prediction]:
         """Predictions for the questions that the control asks about a frame."""
         predictions: dict[str, Prediction] = {}
         views = control_views(control, frame, questions, self.pool, self.cameras, self.rig, self.seed)
@@ -196,7 +196,7 @@ def majority_predictions(train: Rows, rig: Rig) -> Ask:
     """The control without a model: each template's most frequent answer in the train split."""
     by_template, constant = majority_answers(train)
 
-    def answer(frame: Row, questions: list[Row]) -> list[Prediction]:
+    def answer(frame: FrameRow, questions: list[Row]) -> list[Prediction]:
         rows = control_questions(Control("template_majority"), questions, rig)
         answers = [by_template.get(template_of(row["question"]), constant) for row in rows]
         return [make_prediction(row, text, None, 0) for row, text in zip(rows, answers, strict=True)]
