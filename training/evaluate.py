@@ -142,10 +142,11 @@ def check_run(args: EvaluateArguments, identity: dict[str, Any], output_dir: Pat
     """
     options = ("split", "num_queries", "image_splitting", "load_in_4bit", "precision", "max_new_tokens", "seed")
     identity = {**identity, **{name: getattr(args, name) for name in options}}
-    file, older = output_dir / "made_with.json", output_dir / "run.json"  # which is a recipe's record now
-    noted = file if file.exists() or not older.exists() else older
-    before = json.loads(noted.read_text(encoding="utf-8")) if noted.exists() else None
-    if not is_done(noted.exists(), before, identity, output_dir):
+    file = output_dir / "made_with.json"
+    older = output_dir / "run.json"  # its name when it was also that of a recipe's record, which is another thing
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in (file, older) if path.is_file()]
+    before = next((content for content in found if "split_hash" in content), None)
+    if not is_done(before is not None, before, identity, output_dir):
         write_json(file, identity)
 
 
