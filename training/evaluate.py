@@ -34,7 +34,7 @@ import peft
 import torch
 import transformers
 
-from training.data.rig import Rig, load_rig
+from training.data.rig import Rig
 from training.data.rows import Row, Rows, load_rows, read_dataset_info
 from training.evaluation.answering import Answerer, SmolDriverAnswerer, fingerprint, load_answerer
 from training.evaluation.controls import SIGHTED, Control, control_views, expand_controls
@@ -50,7 +50,6 @@ from training.evaluation.predictions import (
 )
 from training.evaluation.results import Counts, Metrics, Prediction, control_file, without_nan
 from training.evaluation.scoring import all_scores, in_pixels, submission
-from training.metrics.language import load_bert_scorer
 from training.stages.command_line import run
 from training.stages.files import command_of, is_done, whole, write_json
 
@@ -211,8 +210,7 @@ def main(args: EvaluateArguments) -> Metrics:
     """
     output_dir = Path(args.output_dir)
     rows = load_rows(args.data, args.split)
-    info = read_dataset_info(rows.path)
-    rig, coordinates = load_rig(info, rows.cameras, str(rows.path)), info["options"]["coordinates"]
+    rig, coordinates = rows.rig, read_dataset_info(rows.path)["options"]["coordinates"]
     frames = choose_frames(rows, args.max_frames)
     pool = [frame for frame, _ in rows.frames()]
     answerer = load_answerer(
@@ -233,14 +231,8 @@ def main(args: EvaluateArguments) -> Metrics:
     results = answer_controls(model, controls, frames, args)
     if isinstance(answerer, SmolDriverAnswerer) and args.attention_frames > 0:
         save_attention(answerer, frames[: args.attention_frames], cameras, rig, output_dir / "attention.npz")
-    scores = all_scores(
-        results,
-        rig,
-        coordinates,
-        resamples=args.resamples,
-        seed=args.seed,
-        bert_scorer=load_bert_scorer(args.bert_model) if args.bert_model else None,
-    )
+    options = {"resamples": args.resamples, "seed": args.seed}
+    scores = all_scores(results, rig, coordinates, bert_model=args.bert_model, **options)
     metrics: Metrics = without_nan(
         {
             "command": command_of("evaluate", args),
