@@ -50,7 +50,6 @@ from training.evaluation.predictions import (
 )
 from training.evaluation.results import Counts, Metrics, Prediction, control_file, without_nan
 from training.evaluation.scoring import all_scores, in_pixels, submission
-from training.metrics.language import load_bert_scorer
 from training.stages.command_line import run
 from training.stages.files import command_of, is_done, whole, write_json
 
@@ -142,10 +141,11 @@ def check_run(args: EvaluateArguments, identity: dict[str, Any], output_dir: Pat
     """
     options = ("split", "num_queries", "image_splitting", "load_in_4bit", "precision", "max_new_tokens", "seed")
     identity = {**identity, **{name: getattr(args, name) for name in options}}
-    file, older = output_dir / "made_with.json", output_dir / "run.json"  # which is a recipe's record now
-    noted = file if file.exists() or not older.exists() else older
-    before = json.loads(noted.read_text(encoding="utf-8")) if noted.exists() else None
-    if not is_done(noted.exists(), before, identity, output_dir):
+    file = output_dir / "made_with.json"
+    older = output_dir / "run.json"  # its name when it was also that of a recipe's record, which is another thing
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in (file, older) if path.is_file()]
+    before = next((content for content in found if "split_hash" in content), None)
+    if not is_done(before is not None, before, identity, output_dir):
         write_json(file, identity)
 
 
@@ -231,14 +231,8 @@ def main(args: EvaluateArguments) -> Metrics:
     results = answer_controls(model, controls, frames, args)
     if isinstance(answerer, SmolDriverAnswerer) and args.attention_frames > 0:
         save_attention(answerer, frames[: args.attention_frames], cameras, rig, output_dir / "attention.npz")
-    scores = all_scores(
-        results,
-        rig,
-        coordinates,
-        resamples=args.resamples,
-        seed=args.seed,
-        bert_scorer=load_bert_scorer(args.bert_model) if args.bert_model else None,
-    )
+    options = {"resamples": args.resamples, "seed": args.seed}
+    scores = all_scores(results, rig, coordinates, bert_model=args.bert_model, **options)
     metrics: Metrics = without_nan(
         {
             "command": command_of("evaluate", args),

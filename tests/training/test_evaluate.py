@@ -293,6 +293,26 @@ def test_fewer_controls_and_frames_reuse_what_is_there(arguments, report, tmp_pa
     assert lines_of(folder, "black") == lines_of(arguments.output_dir, "black")  # nothing is lost
 
 
+def test_an_older_folder_goes_on_and_a_recipes_record_is_none(arguments, report, tmp_path, monkeypatch):
+    folder = shutil.copytree(arguments.output_dir, tmp_path / "older")
+    (folder / "made_with.json").rename(folder / "run.json")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    for name in ("figures", "controls", "coordinates"):
+        del metrics[name]
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    monkeypatch.setattr(SceneSight, "answers", None)  # asking would fail
+    args = replace(arguments, output_dir=str(folder), attention_frames=0)
+    again = main(args)
+    assert again["results"] == report["results"] and again["figures"] == report["figures"]
+    with pytest.raises(ValueError, match="num_queries was 4, is 2"):
+        main(replace(args, num_queries=2))
+    monkeypatch.undo()
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe" / "run.json").write_text('{"stages": {}}')
+    main(replace(args, output_dir=str(tmp_path / "recipe"), controls=["sighted"], budgets=[], max_frames=1))
+    assert (tmp_path / "recipe" / "made_with.json").is_file()
+
+
 def test_without_options_the_checkpoint_decides(arguments, tmp_path):
     args = replace(
         arguments, output_dir=str(tmp_path), controls=["sighted"], num_queries=None, budgets=[], resamples=5

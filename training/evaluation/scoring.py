@@ -24,7 +24,7 @@ from training.metrics.answers import (
 from training.metrics.calibration import calibration_scores, choice_probabilities
 from training.metrics.drivelm import CATEGORIES, score_drivelm
 from training.metrics.intervals import Interval, mean_interval, scene_bootstrap
-from training.metrics.language import bert_scores
+from training.metrics.language import bert_scores, load_bert_scorer
 
 CURVE_POINTS = 50
 COVERAGE_KEPT = 0.8
@@ -37,7 +37,7 @@ def all_scores(
     *,
     resamples: int,
     seed: int,
-    bert_scorer: Any = None,
+    bert_model: str | None = None,
 ) -> dict[str, Any]:
     """The figures of metrics.json that follow from predictions: results, intervals, calibration, visual tokens.
 
@@ -47,8 +47,9 @@ def all_scores(
         coordinates: how the data writes coordinates, see `in_pixels`.
         resamples: of the bootstrap.
         seed: of the bootstrap.
-        bert_scorer: see `training.metrics.load_bert_scorer`; None leaves BERTScore out.
+        bert_model: encoder for BERTScore, folder or Hub id; None leaves it out.
     """
+    bert_scorer = load_bert_scorer(bert_model) if bert_model else None
     pixels = {control: in_pixels(predictions, coordinates) for control, predictions in results.items()}
     scored: dict[str, Any] = {}
     for name, predictions in pixels.items():

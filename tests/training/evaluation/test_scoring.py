@@ -74,6 +74,8 @@ def test_only_shares_are_turned_into_pixels():
     assert "<c1,CAM_BACK,0.680,0.553>" in shares[0]["answer"]
     assert "<c1,CAM_BACK,1088.0,497.7>" in in_pixels(shares, "normalised")[0]["answer"]
     assert shares[0]["answer"] != CAR  # nothing is changed in place
+    other = in_pixels(make_predictions("It is <c1,left,0.250,0.500>."), "normalised")[0]  # a camera of any rig
+    assert other["answer"] == "It is <c1,left,400.0,450.0>."
     with pytest.raises(ValueError, match="pixels, normalised or none; the data says 'shares'"):
         in_pixels(rows, "shares")
 
