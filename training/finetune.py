@@ -29,7 +29,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import SFTConfig, TrlParser
 
 from training.checkpoints.folders import save_whole
-from training.data.rig import EXTRA_VIEWS
+from training.data.rig import EXTRA_VIEWS, Rig
 from training.data.rows import Rows, load_rows
 from training.learning.ablations import ablate
 from training.learning.callbacks import JsonlCallback, first_and_last, loss_curve, started_note
@@ -44,6 +44,7 @@ from training.learning.checks import (
 from training.learning.collate import DrawBudgetsByEpoch, PackedSceneCollator, SceneCollator, packed_mask_dtype
 from training.learning.examples import collate_rows, training_examples
 from training.learning.features import FeatureCache
+from training.learning.looking import CameraAttention
 from training.learning.parts import BASELINES, check_how, how_of, load_model, lora_config, modules_of
 from training.learning.smolvlm import (
     BaselineCollator,
@@ -96,6 +97,14 @@ class FinetuneArguments:
     keep_frozen: str | None = field(
         default=None, metadata={"help": "Ablation: regular expression over names of weights that shall not train."}
     )
+    camera_attention_loss: float = field(
+        default=0.0,
+        metadata={"help": "Weight of the loss that teaches heads to look at the cameras a question names; 0: none."},
+    )
+    camera_attention_layer: int | None = field(default=None, metadata={"help": "Its layer; default: the middle one."})
+    camera_attention_heads: list[int] | None = field(
+        default=None, metadata={"help": "Its heads of that layer; default: the first half."}
+    )
     merge: bool = field(default=True, metadata={"help": "Fold adapters in at the end; else training.merge does."})
 
 
@@ -135,7 +144,7 @@ def main(args: FinetuneArguments, config: SFTConfig) -> Path:
     check_data_cameras(cameras, rows.cameras)
 
     train, held_out, features = load_examples(args, config, model, view, rows, cameras)
-    collator = make_collator(args, model, view, features, config.seed)
+    collator = make_collator(args, model, view, features, config.seed, rows.rig)
     check_examples(train, collator, model)
 
     config.max_length = None  # truncation would cut image tokens
@@ -151,6 +160,8 @@ def main(args: FinetuneArguments, config: SFTConfig) -> Path:
         processing_class=processor,
         peft_config=lora_config(args, modules),
         callbacks=[JsonlCallback(output_dir / "metrics.jsonl"), DrawBudgetsByEpoch(collator)],
+        camera_attention=watched(args, model),
+        camera_attention_loss=args.camera_attention_loss,
     )
     ablate(trainer, args.shared_qformer, args.keep_frozen)
     check_sharding(trainer.accelerator.distributed_type)
@@ -200,7 +211,7 @@ def load_examples(
 
 
 def make_collator(
-    args: FinetuneArguments, model: PreTrainedModel, view: Any, features: Any, seed: int
+    args: FinetuneArguments, model: PreTrainedModel, view: Any, features: Any, seed: int, rig: Rig
 ) -> SceneCollator:
     """Packed where several questions share a sequence, else a row per question."""
     baseline = model.config.model_type in BASELINES
@@ -209,11 +220,25 @@ def make_collator(
         "num_queries": args.num_queries,
         "features": features,
         "seed": seed,
+        "rig": rig if args.camera_attention_loss else None,
     }
     if args.pairs_per_sequence == 1:
         return (BaselineCollator if baseline else SceneCollator)(view, **common)
     packed = PackedBaselineCollator if baseline else PackedSceneCollator
     return packed(view, mask_dtype=packed_mask_dtype(model), **common)
+
+
+def watched(args: FinetuneArguments, model: PreTrainedModel) -> CameraAttention | None:
+    """The supervision of where the model looks, if it is asked for.
+
+    Raises:
+        ValueError: of a model that is shown nothing, or of a layer that is not there.
+    """
+    if not args.camera_attention_loss:
+        return None
+    if args.blind:
+        raise ValueError(f"a model that is blind ({args.blind}) has nowhere to look: leave camera_attention_loss out")
+    return CameraAttention(model, args.camera_attention_layer, args.camera_attention_heads)
 
 
 def finish(trainer: SceneTrainer, processor: Any, args: FinetuneArguments, note: dict[str, Any]) -> None:

@@ -29,6 +29,8 @@ import torch
 from transformers import PreTrainedModel, TrainerCallback
 
 from smoldriver_hf import user_message
+from training.data.rig import Rig
+from training.learning.looking import ASKED_CAMERAS, TOKEN_CAMERAS
 
 IGNORED = -100  # the label of what is not learnt
 
@@ -43,10 +45,14 @@ class EncodedFrame:
     Attributes:
         prefix: everything up to the last visual token, the same for all questions; empty without images.
         pairs: per question the rest of its prompt, and its answer with the token that ends the turn.
+        prefix_cameras: per token of the prefix the bit of the camera whose visual token it is, else 0.
+        asked_cameras: per question the bits of the cameras that it names.
     """
 
     prefix: list[int]
     pairs: list[tuple[list[int], list[int]]]
+    prefix_cameras: list[int]
+    asked_cameras: list[int]
 
 
 class SceneCollator:
@@ -63,6 +69,7 @@ class SceneCollator:
         num_queries: budget per camera, a list from which one is drawn per batch, or the processor's own.
         features: image path → (patches, vision_hidden), a `features.FeatureCache`, in place of pixels.
         seed: of the draws of budgets.
+        rig: tells which cameras a question names; with one, a batch also holds what `CameraAttention.loss` takes.
 
     Raises:
         ValueError: from the constructor for unknown cameras and budgets, from a call for examples that are not usable.
@@ -75,8 +82,10 @@ class SceneCollator:
         num_queries: int | Sequence[int] | None = None,
         features: Mapping[str, torch.Tensor] | None = None,
         seed: int = 0,
+        rig: Rig | None = None,
     ):
         self.processor = processor
+        self.rig = rig
         if processor.tokenizer.pad_token_id is None:
             raise ValueError("the tokenizer has no pad token; batches need one")
         unknown = [name for name in cameras or [] if name not in processor.cameras]
@@ -158,7 +167,23 @@ class SceneCollator:
         if any(ids[:cut] != first[:cut] for ids in prompt_ids):
             raise ValueError("the chat template writes text that depends on the question before the images")
         rests = [ids[cut:] for ids in prompt_ids]
-        return EncodedFrame(first[:cut], list(zip(rests, answer_ids, strict=True)))
+        tokens = processor.num_image_tokens(num_queries)
+        owners = iter([self.bit(camera) for camera in cameras for _ in range(tokens)])
+        return EncodedFrame(
+            first[:cut],
+            list(zip(rests, answer_ids, strict=True)),
+            [next(owners) if token == processor.image_token_id else 0 for token in first[:cut]],
+            [self.named_in(question) for question, _ in example["pairs"]],
+        )
+
+    def bit(self, camera: str) -> int:
+        """A camera in a sum of cameras, which fits an integer for up to 62 of them."""
+        return 1 << self.processor.cameras.index(camera)
+
+    def named_in(self, question: str) -> int:
+        """The sum of the cameras that a question names, of those that the model knows; 0 without a rig."""
+        named = self.rig.named_in(question) if self.rig is not None else ()
+        return sum(self.bit(camera) for camera in named if camera in self.processor.cameras)
 
     def _text(self, rows: list[EncodedFrame]) -> dict[str, torch.Tensor]:
         """Padded ids, labels and mask, each (batch, sequence).
@@ -174,18 +199,27 @@ class SceneCollator:
 
     def _padded(self, rows: list[EncodedFrame]) -> dict[str, torch.Tensor]:
         """Each (batch, sequence)."""
-        ids, labels = [], []
+        ids, labels, asked = [], [], []
         for row in rows:
             ids.append(list(row.prefix))
             labels.append([IGNORED] * len(row.prefix))
-            for question, answer in row.pairs:
+            asked.append([0] * len(row.prefix))
+            for (question, answer), cameras in zip(row.pairs, row.asked_cameras, strict=True):
                 ids[-1] += question + answer
                 labels[-1] += [IGNORED] * len(question) + answer
-        return {
+                # Where the next token is one of the answer's: that is when it should look.
+                asked[-1] += [0] * (len(question) - 1) + [cameras] * len(answer) + [0]
+        batch = {
             "input_ids": _pad(ids, self.processor.tokenizer.pad_token_id),
             "attention_mask": _pad([[1] * len(row) for row in ids], 0),
             "labels": _pad(labels, IGNORED),
         }
+        if self.rig is None:
+            return batch
+        shown = torch.zeros_like(batch["input_ids"])
+        for number, row in enumerate(rows):
+            shown[number, : len(row.prefix)] = torch.tensor(row.prefix_cameras, dtype=torch.long)
+        return {**batch, TOKEN_CAMERAS: shown, ASKED_CAMERAS: _pad(asked, 0)}
 
     def vision(self, examples: Sequence[Example], num_queries: int) -> dict[str, torch.Tensor]:
         """The part of a batch that shows images, or their features; examples need no questions for it."""
@@ -221,9 +255,10 @@ class PackedSceneCollator(SceneCollator):
         num_queries: int | Sequence[int] | None = None,
         features: Mapping[str, torch.Tensor] | None = None,
         seed: int = 0,
+        rig: Rig | None = None,
         mask_dtype: torch.dtype = torch.bool,
     ):
-        super().__init__(processor, cameras, num_queries, features, seed)
+        super().__init__(processor, cameras, num_queries, features, seed, rig)
         self.mask_dtype = mask_dtype
 
     def _text(self, rows: list[EncodedFrame]) -> dict[str, torch.Tensor]:

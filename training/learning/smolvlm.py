@@ -142,8 +142,13 @@ class _SmolVLMInputs:
         frame = super().encode(example, num_queries)  # type: ignore[misc]  # of the collator beside it
         tokens = iter(self.processor.image_tokens(list(self.shown(example).values())))  # type: ignore[attr-defined]
         image_token_id = self.processor.image_token_id
-        prefix = [token for id in frame.prefix for token in (next(tokens) if id == image_token_id else [id])]
-        return EncodedFrame(prefix, frame.pairs)
+        prefix: list[int] = []
+        cameras: list[int] = []
+        for token, camera in zip(frame.prefix, frame.prefix_cameras, strict=True):
+            written = next(tokens) if token == image_token_id else [token]  # with what frames each tile
+            prefix += written
+            cameras += [camera if one == image_token_id else 0 for one in written]
+        return EncodedFrame(prefix, frame.pairs, cameras, frame.asked_cameras)
 
     def vision(self, examples: Sequence[Example], num_queries: int) -> dict[str, torch.Tensor]:
         scenes: list[Mapping[str, Any]] = [self.shown(example) for example in examples]  # type: ignore[attr-defined]

@@ -1,6 +1,7 @@
 """Trainers that never write half a checkpoint and never step on a loss that is not a number."""
 
 import errno
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTTrainer
+
+from training.learning.looking import ASKED_CAMERAS, TOKEN_CAMERAS, CameraAttention
 
 UNFINISHED = "checkpoint.unfinished"
 
@@ -95,7 +98,33 @@ class WholeCheckpoints(Trainer):
 
 
 class SceneTrainer(WholeCheckpoints, SFTTrainer):
-    """trl's trainer of answers, with whole checkpoints."""
+    """trl's trainer of answers, with whole checkpoints, and the supervision of where a model looks.
+
+    Args:
+        camera_attention: watches the model that trains; None leaves its attention alone. Its share of attention is
+            logged as `camera_attention`: the earliest sign of whether a model learns to look.
+        camera_attention_loss: the weight of its loss beside the answers'.
+    """
+
+    def __init__(
+        self, *args, camera_attention: CameraAttention | None = None, camera_attention_loss: float = 0.0, **kwargs
+    ):
+        super().__init__(*args, **kwargs)
+        self.camera_attention = camera_attention
+        self.camera_attention_loss = camera_attention_loss
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        token_cameras, asked_cameras = inputs.pop(TOKEN_CAMERAS, None), inputs.pop(ASKED_CAMERAS, None)
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if self.camera_attention is not None:
+            looking, share = self.camera_attention.loss(token_cameras, asked_cameras)
+            if not math.isnan(share):
+                self._metrics["train" if self.model.training else "eval"]["camera_attention"].append(share)
+            if self.model.training:  # the evaluation loss stays that of the answers
+                # With a count of tokens the loss is a share of the whole step's, else of one micro-batch's.
+                steps = self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1
+                loss = loss + self.camera_attention_loss * looking / steps
+        return (loss, outputs) if return_outputs else loss
 
 
 @dataclass
