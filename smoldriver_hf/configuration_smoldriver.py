@@ -40,6 +40,8 @@ class SmolDriverProjectorConfig(PreTrainedConfig):
         scale_factor: side of the square of queries that `pixel_shuffle` folds into one token.
         embedding_std: scale that `linear` gives visual tokens at initialisation: the text embeddings' own standard
             deviation, so that neither modality drowns the other.
+        camera_vectors: each Q-Former has a learned vector that is added to its visual tokens and so says whose eye
+            they come from; zero at initialisation. Checkpoints from before there were any have none.
         initializer_range: standard deviation of the learned queries at initialisation.
         layer_norm_eps: epsilon of all norms.
     """
@@ -54,6 +56,7 @@ class SmolDriverProjectorConfig(PreTrainedConfig):
         intermediate_size: int = 1536,
         scale_factor: int = 3,
         embedding_std: float = 1.0,
+        camera_vectors: bool = False,
         initializer_range: float = 0.02,
         layer_norm_eps: float = 1e-6,
         **kwargs,
@@ -73,6 +76,7 @@ class SmolDriverProjectorConfig(PreTrainedConfig):
         self.intermediate_size = intermediate_size
         self.scale_factor = scale_factor
         self.embedding_std = embedding_std
+        self.camera_vectors = camera_vectors
         self.initializer_range = initializer_range
         self.layer_norm_eps = layer_norm_eps
         super().__init__(**kwargs)

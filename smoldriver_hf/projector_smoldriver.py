@@ -97,6 +97,8 @@ class QFormer(nn.Module):
         self.up_proj = nn.Linear(projector.hidden_size, projector.intermediate_size)
         self.act = nn.GELU()
         self.down_proj = nn.Linear(projector.intermediate_size, projector.hidden_size)
+        if projector.camera_vectors:
+            self.camera_vector = nn.Parameter(torch.empty(config.text_config.hidden_size))
 
     def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
         """(images, tokens, hidden) → (images, heads, tokens, head_dim)"""
@@ -252,5 +254,8 @@ class MultiQFormerProjector(nn.Module):
             order = torch.arange(features.shape[0], device=features.device).view(len(self.cameras), -1).T.flatten()
         else:
             order = torch.cat([rows for _, rows in slices]).argsort()
-        tokens = self.connector(hidden_states)[order]
-        return tokens, weights[order] if output_attentions else None
+        tokens = self.connector(hidden_states)  # (images, tokens, text_hidden), grouped by camera
+        if self.config.camera_vectors:
+            parts_of = zip(slices, tokens.split(sizes), strict=True)
+            tokens = torch.cat([rows + self.qformers[name].camera_vector for (name, _), rows in parts_of])
+        return tokens[order], weights[order] if output_attentions else None

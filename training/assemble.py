@@ -162,6 +162,7 @@ def projector_config_for(vision_config, embeddings: torch.Tensor, smolvlm_config
         num_attention_heads=heads,
         intermediate_size=4 * width,
         embedding_std=round(embeddings.detach().std().item(), 6),
+        camera_vectors=True,
         **scale_factor,
     )
 

@@ -103,6 +103,25 @@ def test_an_images_camera_decides_its_tokens():
             assert (tokens[first] - tokens[second]).abs().max() > 1e-3
 
 
+def test_a_camera_vector_says_whose_eye_it_is():
+    """Zero at first, so that nothing changes; then it is added to the tokens of its camera, in any order of images."""
+    sizes = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
+    features, plain = features_of(6), projector_of()
+    named = tiny_model(projector_config=SmolDriverProjectorConfig(**sizes, camera_vectors=True))
+    named = named.model.multi_modal_projector
+    assert all((qformer.camera_vector == 0).all() for qformer in named.qformers.values())
+    assert len(named.load_state_dict(plain.state_dict(), strict=False).missing_keys) == len(CAMERAS)
+    before = plain(features, None, 4, (4, 4))[0]
+    assert torch.equal(named(features, None, 4, (4, 4))[0], before)
+    vectors = torch.randn(len(CAMERAS), before.shape[-1])
+    for vector, qformer in zip(vectors, named.qformers.values(), strict=True):
+        qformer.camera_vector.data.copy_(vector)
+    assert torch.allclose(named(features, None, 4, (4, 4))[0], before + vectors[:, None])
+    ids = torch.tensor([3, 0, 5])
+    alone = plain(features[:3], ids, 2, (4, 4))[0]
+    assert torch.allclose(named(features[:3], ids, 2, (4, 4))[0], alone + vectors[ids][:, None])
+
+
 def test_visual_tokens_have_the_scale_of_text():
     config = tiny_config(projector_config=SmolDriverProjectorConfig(hidden_size=32, num_attention_heads=2))
     config.projector_config.embedding_std = 0.05
