@@ -10,6 +10,7 @@ from tiny import picture, tiny_model, tiny_processor, tiny_text_config, tiny_tok
 from transformers import Idefics3ImageProcessorPil, SmolVLMConfig, SmolVLMForConditionalGeneration
 
 from smoldriver_hf import CAMERAS
+from training.data.rig import EXTRA_VIEWS
 from training.data.rows import QUESTION_SCHEMA
 
 SMOLVLM_TOKENS = ["<fake_token_around_image>", "<end_of_utterance>", "<global-img>"]
@@ -49,8 +50,9 @@ def write_prepared(folder: Path, frames: int = 4, questions: int = 4, cameras=CA
         pq.write_table(table, folder / "questions" / f"{split}-00000.parquet")
     info = {"image_root": "images", "split_hash": f"{frames}x{questions}x{len(cameras)}", "source": "tests"}
     info |= {"options": {"coordinates": "pixels"}}
-    if not set(cameras) <= set(CAMERAS):  # of a fleet: its rig has to be said
-        info["rig"] = {name: {"azimuth": 360 * index / len(cameras)} for index, name in enumerate(cameras)}
+    fleet = [camera for camera in cameras if camera not in EXTRA_VIEWS]
+    if not set(fleet) <= set(CAMERAS):  # other cameras than nuScenes': their rig has to be said
+        info["rig"] = {name: {"azimuth": 360 * index / len(fleet)} for index, name in enumerate(fleet)}
     (folder / "dataset.json").write_text(json.dumps(info))
     return folder
 

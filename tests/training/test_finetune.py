@@ -5,6 +5,7 @@ import shlex
 import shutil
 from pathlib import Path
 
+import prepared
 import pytest
 import torch
 from prepared import write_prepared, write_smoldriver, write_smolvlm
@@ -381,3 +382,42 @@ def test_transformers_own_bar_shows_the_figures(root, tmp_path, capsys):
     run(root, tmp_path / "run", config={"max_steps": 1})
     told = capsys.readouterr()
     assert "'mean_token_accuracy'" in told.out + told.err and "1/1" in told.err
+
+
+@pytest.fixture(scope="module")
+def naming(root):
+    """Prepared data whose questions name cameras."""
+    with pytest.MonkeyPatch.context() as patch:
+        places = ("front", "back", "back left", "front right")
+        patch.setattr(
+            prepared, "QUESTIONS", [(f"Are there cars to the {place} of the ego car?", "Yes.") for place in places]
+        )
+        return write_prepared(root / "naming")
+
+
+@pytest.mark.parametrize("checkpoint", ["smoldriver", "smolvlm"])
+def test_the_share_of_attention_on_the_named_camera_grows(root, naming, tmp_path, checkpoint):
+    """Of a weight so high that nothing else counts; in packed sequences, with an adapter."""
+    args = FinetuneArguments(
+        checkpoint=str(root / checkpoint),
+        data=str(naming),
+        pairs_per_sequence=4,
+        camera_attention_loss=50.0,
+        camera_attention_layer=1,
+        camera_attention_heads=[0, 1],
+    )
+    settings = {"use_cpu": True, "bf16": False, "report_to": "none", "gradient_checkpointing": False}
+    settings |= {"max_steps": 60, "logging_steps": 1, "learning_rate": 2e-2, "per_device_train_batch_size": 4}
+    final = finetune.main(args, SFTConfig(output_dir=str(tmp_path / "run"), **settings))
+    shares = [line["camera_attention"] for line in lines(tmp_path / "run") if "camera_attention" in line]
+    assert len(shares) == 60 and sum(shares[-5:]) > 1.3 * sum(shares[:5])
+    assert AutoModelForImageTextToText.from_pretrained(final).config.get_text_config()._attn_implementation == "sdpa"
+
+
+def test_it_is_off_unless_asked_for_and_needs_eyes(root, tmp_path):
+    plain = run(root, tmp_path / "plain")
+    assert all("camera_attention" not in line for line in lines(tmp_path / "plain"))
+    idle = run(root, tmp_path / "idle", camera_attention_loss=0.5)  # these questions name no camera
+    assert all(torch.equal(weight, weights(idle)[name]) for name, weight in weights(plain).items())
+    with pytest.raises(ValueError, match="blind .* has nowhere to look"):
+        run(root, tmp_path / "blind", blind="text", camera_attention_loss=0.5)

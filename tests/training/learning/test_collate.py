@@ -10,7 +10,9 @@ from transformers import GPT2Config
 
 from smoldriver_hf import SmolDriverProcessor
 from smoldriver_hf.configuration_smoldriver import SmolDriverProjectorConfig
+from training.data.rig import NUSCENES
 from training.learning.collate import DrawBudgetsByEpoch, PackedSceneCollator, SceneCollator, packed_mask_dtype
+from training.learning.looking import ASKED_CAMERAS, TOKEN_CAMERAS
 
 PAIRS = [
     ("Is there a car?", "Yes."),
@@ -294,3 +296,32 @@ def test_other_text_models_keep_their_positions(processor):
     model = tiny_model(text_config=GPT2Config(**sizes, bos_token_id=1, eos_token_id=2, pad_token_id=0))
     packed = PackedSceneCollator(processor, num_queries=1)(FRAMES)
     assert_same_training(model, packed, SceneCollator(processor, num_queries=1)(one_by_one(FRAMES)))
+
+
+NAMING = [
+    ("Are there cars to the back of the ego car?", "No."),
+    ("What is <c1,CAM_FRONT_LEFT,1.0,2.0>, and what is to the front of the ego car?", "A car."),
+    ("Brake?", "Yes."),
+]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_batch_tells_whose_token_it_is_and_which_camera_is_asked_for(processor, packed):
+    frame = {"images": scene(0, ["CAM_BACK", "CAM_FRONT"]), "pairs": NAMING}
+    collator = (PackedSceneCollator if packed else SceneCollator)(processor, num_queries=3, rig=NUSCENES)
+    batch = collator([frame] if packed else one_by_one([frame]))
+    bit = {camera: 1 << index for index, camera in enumerate(processor.cameras)}
+    tokens, asked = batch[TOKEN_CAMERAS], batch[ASKED_CAMERAS]
+    assert torch.equal(tokens != 0, batch["input_ids"] == processor.image_token_id)
+    shown = [bit[camera] for camera in processor.cameras if camera in frame["images"] for _ in range(3)]
+    assert tokens[0][tokens[0] != 0].tolist() == shown
+    learnt = batch["labels"].roll(-1, dims=1) != -100  # where the next token is an answer's
+    learnt[:, -1] = False
+    named = [bit["CAM_BACK"], bit["CAM_FRONT_LEFT"] | bit["CAM_FRONT"], 0]
+    answers = [len(processor.tokenizer(f"{answer}<|im_end|>")["input_ids"]) for _, answer in NAMING]
+    wanted = [bits for bits, count in zip(named, answers, strict=True) for _ in range(count)]
+    assert asked[learnt].tolist() == wanted and not asked[~learnt].any()
+
+
+def test_without_a_rig_a_batch_is_what_the_model_takes(processor):
+    assert not {TOKEN_CAMERAS, ASKED_CAMERAS} & set(SceneCollator(processor)(one_by_one(FRAMES)))
