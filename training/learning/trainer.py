@@ -115,16 +115,18 @@ class SceneTrainer(WholeCheckpoints, SFTTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         token_cameras, asked_cameras = inputs.pop(TOKEN_CAMERAS, None), inputs.pop(ASKED_CAMERAS, None)
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        if self.camera_attention is not None:
-            looking, share = self.camera_attention.loss(token_cameras, asked_cameras)
-            if not math.isnan(share):
-                self._metrics["train" if self.model.training else "eval"]["camera_attention"].append(share)
-            if self.model.training:  # the evaluation loss stays that of the answers
-                # With a count of tokens the loss is a share of the whole step's, else of one micro-batch's.
-                steps = self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1
-                loss = loss + self.camera_attention_loss * looking / steps
-        return (loss, outputs) if return_outputs else loss
+        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if self.camera_attention is None:
+            return result
+        loss, share = self.camera_attention.loss(token_cameras, asked_cameras)
+        if not math.isnan(share):
+            self._metrics["train" if self.model.training else "eval"]["camera_attention"].append(share)
+        if not self.model.training:  # the evaluation loss stays that of the answers
+            return result
+        # With a count of tokens the loss is a share of the whole step's, else of one micro-batch's.
+        steps = self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1
+        looking = self.camera_attention_loss * loss / steps
+        return (result[0] + looking, *result[1:]) if return_outputs else result + looking
 
 
 @dataclass
