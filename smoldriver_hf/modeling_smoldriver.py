@@ -84,9 +84,7 @@ class SmolDriverPreTrainedModel(PreTrainedModel):
         """Weights of the projector; the tower and the language model initialise their own."""
         projector = self.config.projector_config
         if isinstance(module, QFormer):
-            init.normal_(module.queries, mean=0.0, std=projector.initializer_range)
-            if projector.camera_vectors:
-                init.zeros_(module.camera_vector)
+            module.init_parameters()
         elif isinstance(module, MultiQFormerProjector):
             module.init_buffers()
         elif isinstance(module, nn.RMSNorm):  # LinearConnector's scale_norm

@@ -100,6 +100,12 @@ class QFormer(nn.Module):
         if projector.camera_vectors:
             self.camera_vector = nn.Parameter(torch.empty(config.text_config.hidden_size))
 
+    def init_parameters(self) -> None:
+        """Draw the queries; a camera vector starts at zero (called by `_init_weights`)."""
+        init.normal_(self.queries, mean=0.0, std=self.config.initializer_range)
+        if self.config.camera_vectors:
+            init.zeros_(self.camera_vector)
+
     def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
         """(images, tokens, hidden) → (images, heads, tokens, head_dim)"""
         return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)

@@ -31,7 +31,7 @@ MOST_ARROWS = 66
 MOST_FLOORS = 6
 MOST_LINES_OF_A_FILE = 450
 MOST_LINES_OF_A_FUNCTION = 60
-MOST_LINES = {"smoldriver_hf": 2850, "training": 15200, "hub_export": 2950, "benchmarks": 2520}
+MOST_LINES = {"smoldriver_hf": 2850, "training": 15400, "hub_export": 2950, "benchmarks": 2520}
 LONG_FILES: dict[str, str] = {}
 LONG_FUNCTIONS = {
     "training/toyworld/nuscenes_tables.py _fixed_tables": "a list of nuScenes' constant records, one after the other",
