@@ -14,7 +14,7 @@ from transformers import (
 from .chat_smoldriver import CameraPrompts, chat_template_for, user_message
 from .configuration_smoldriver import CAMERAS, SmolDriverConfig, SmolDriverProjectorConfig
 from .image_processing_smoldriver import SmolDriverImageProcessor
-from .loading_smoldriver import load, load_strictly
+from .loading_smoldriver import load, load_strictly, read_config
 from .modeling_smoldriver import SmolDriverForConditionalGeneration, SmolDriverModel
 from .processing_smoldriver import SmolDriverProcessor
 
@@ -43,5 +43,6 @@ __all__ = [
     "chat_template_for",
     "load",
     "load_strictly",
+    "read_config",
     "user_message",
 ]

@@ -15,7 +15,8 @@ In an export without this package: `get_class_from_dynamic_module("loading_smold
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
@@ -58,7 +59,8 @@ def load(path: str, precision: str | None = "fp32", **kwargs: Any) -> tuple[Any,
     code = {name: kwargs[name] for name in CODE_OPTIONS if name in kwargs}
     try:
         _refuse_adapter(path)
-        _check_settings(path, source)
+        with _named(path):
+            _check_settings(path, source)
         config = AutoConfig.from_pretrained(path, **source, **code)
         processor = AutoProcessor.from_pretrained(path, **source, **code)
         trial = _check_processor(processor, config)
@@ -96,9 +98,10 @@ def load_strictly(
         OSError: no such folder or repository, or it lacks a file.
     """
     _refuse_adapter(path)
-    model, report = auto_class.from_pretrained(
-        path, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-    )  # mismatches are told here, with all names and shapes
+    with _named(path):  # mismatches are told below, with all names and shapes
+        model, report = auto_class.from_pretrained(
+            path, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+        )
     missing, foreign = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
     if trim is not None:
         trim(model)
@@ -115,6 +118,32 @@ def load_strictly(
     if problems:
         raise ValueError(f"{path}: {'; '.join(problems)}")
     return model
+
+
+def read_config(path: str | os.PathLike, **kwargs: Any) -> Any:
+    """`AutoConfig.from_pretrained`, whose errors name the checkpoint.
+
+    Raises:
+        ValueError: a path on this machine that is no folder; the Hub is not asked for it.
+        OSError: no such repository, or no config.json in it.
+    """
+    with _named(path):
+        return AutoConfig.from_pretrained(path, **kwargs)
+
+
+@contextmanager
+def _named(path: str | os.PathLike) -> Iterator[None]:
+    """Refuse a slip in a path, for which the Hub would be asked, and name what could not be had from there."""
+    if not os.path.isdir(path) and (
+        os.path.isabs(path) or os.path.isdir(os.path.dirname(path)) or os.path.exists(path)
+    ):
+        raise ValueError(f"{path} is not a folder; expected a checkpoint's folder or a Hub id")
+    try:
+        yield
+    except OSError as error:
+        if str(path) in str(error):
+            raise
+        raise OSError(f"{path} is no folder here, and the Hub does not give it: {error}") from error
 
 
 def _refuse_adapter(path: str | os.PathLike) -> None:

@@ -37,7 +37,7 @@ from training.data.rig import EXTRA_VIEWS
 from training.data.rows import Rows, load_rows
 from training.data.wording import STATUSES, plural
 from training.learning.callbacks import JsonlCallback, started_note
-from training.learning.checks import is_finished
+from training.learning.checks import is_finished, record_arguments
 from training.learning.features import FeatureCache
 from training.learning.smolvlm import build_features, load_processor
 from training.learning.trainer import WholeCheckpoints, last_checkpoint
@@ -212,6 +212,7 @@ def main(args: AlignArguments, config: TrainingArguments) -> Path:
         train_dataset=train,  # type: ignore[arg-type]
         callbacks=[JsonlCallback(output_dir / "metrics.jsonl")],
     )
+    record_arguments(args, config, rows)
     trainer.train(resume_from_checkpoint=last_checkpoint(output_dir))
     unseen = collate(held_out)
     with torch.no_grad():

@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -42,6 +41,7 @@ from smoldriver_hf import (
     SmolDriverProcessor,
     SmolDriverProjectorConfig,
     load_strictly,
+    read_config,
 )
 from smoldriver_hf.tower_smoldriver import drop_untrained
 from training.checkpoints.folders import dtype_named, is_saved, save_whole
@@ -108,7 +108,7 @@ def vision_settings(name: str, layers: int | None = None) -> tuple[PreTrainedCon
     Raises:
         ValueError: it has fewer layers, or does not count them in one number.
     """
-    config = AutoConfig.from_pretrained(name)
+    config = read_config(name)
     config = config.vision_config if hasattr(config, "vision_config") else config
     if layers is not None:
         own = config.to_dict()

@@ -24,10 +24,11 @@ import torch
 import trl
 from accelerate import DistributedType
 from datasets import Dataset
-from transformers import AutoConfig, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import AutoProcessor, PreTrainedModel, ProcessorMixin
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import SFTConfig, TrlParser
 
+from smoldriver_hf import read_config
 from training.checkpoints.folders import save_whole
 from training.data.rig import EXTRA_VIEWS, Rig
 from training.data.rows import Rows, load_rows
@@ -40,6 +41,7 @@ from training.learning.checks import (
     check_sharding,
     is_finished,
     is_sharded,
+    record_arguments,
 )
 from training.learning.collate import DrawBudgetsByEpoch, PackedSceneCollator, SceneCollator, packed_mask_dtype
 from training.learning.examples import collate_rows, training_examples
@@ -135,7 +137,7 @@ def main(args: FinetuneArguments, config: SFTConfig) -> Path:
         return result
     note = started_note("finetune", args, config, rows, [args.checkpoint], versions=(trl, peft, datasets))
 
-    model_type = AutoConfig.from_pretrained(args.checkpoint).model_type
+    model_type = read_config(args.checkpoint).model_type
     modules = modules_of(model_type)
     processor, view = load_processors(args, model_type, rows)
     model = load_model(args, model_type, config.bf16, is_sharded())
@@ -173,6 +175,7 @@ def main(args: FinetuneArguments, config: SFTConfig) -> Path:
     asked = sum(map(len, train["questions"]))
     print(f"{len(train)} sequences, {asked} questions, {trainable / 1e6:.2f} M trainable parameters")
     with clear_about_full_disk(output_dir):
+        record_arguments(args, config, rows)
         trainer.train(resume_from_checkpoint=last_checkpoint(output_dir))
         finish(trainer, processor, args, note)
     return result

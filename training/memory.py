@@ -30,7 +30,6 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.weak import WeakIdKeyDictionary
 from transformers import (
     CONFIG_MAPPING,
-    AutoConfig,
     Dinov2Config,
     HfArgumentParser,
     LlamaConfig,
@@ -41,7 +40,7 @@ from transformers import (
 from transformers.initialization import no_init_weights
 from trl import SFTConfig
 
-from smoldriver_hf import SmolDriverConfig, SmolDriverForConditionalGeneration
+from smoldriver_hf import SmolDriverConfig, SmolDriverForConditionalGeneration, read_config
 from smoldriver_hf.tower_smoldriver import height_and_width
 from training.assemble import OFFLINE_IMAGE_SIZE, AssembleArguments, projector_config_for
 from training.finetune import FinetuneArguments
@@ -179,7 +178,7 @@ def config_of(args: AssembleArguments, base: ToyBaseArguments | None = None) -> 
 
 def _part(name: str) -> PreTrainedConfig:
     if name not in PUBLISHED:
-        return AutoConfig.from_pretrained(name)
+        return read_config(name)
     config = PUBLISHED[name]
     return CONFIG_MAPPING[config.model_type](**{k: v for k, v in config.to_dict().items() if k != "model_type"})
 

@@ -34,7 +34,7 @@ from training.distillation.teacher import Teacher
 from training.distillation.trainer import TransferCollator, TransferTrainer, frames_of, spread
 from training.learning.ablations import ablate
 from training.learning.callbacks import JsonlCallback, started_note
-from training.learning.checks import is_finished
+from training.learning.checks import is_finished, record_arguments
 from training.learning.collate import DrawBudgetsByEpoch, Example, SceneCollator
 from training.learning.features import FeatureCache
 from training.learning.smolvlm import build_features
@@ -142,6 +142,7 @@ def main(args: TransferArguments, config: TrainingArguments) -> Path:
     trainer = make_trainer(args, config, parts, caches, train, held_out, sample)
 
     checkpoint = last_checkpoint(output_dir)
+    record_arguments(args, config, rows, **held_out_hash)
     if checkpoint and metrics_file.exists():
         start = json.loads(metrics_file.read_text(encoding="utf-8"))["start"]
     else:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from hub_export import cost, label
 from hub_export.build import BuildArguments, load_source
 from hub_export.engines import onnx
-from smoldriver_hf import CAMERAS
+from smoldriver_hf import CAMERAS, load, load_strictly, loading_smoldriver, read_config
 from training import merge
 from training.distillation.teacher import Teacher
 from training.evaluation.answering import load_answerer
@@ -83,3 +83,18 @@ def test_no_other_door_is_used():
             if name not in elsewhere and path.parent.name != "templates":
                 code = "".join(line for line in path.read_text().splitlines(keepends=True) if "`" not in line)
                 assert not door.search(code), name
+
+
+def test_what_the_hub_does_not_give_is_named(monkeypatch):
+    def unreachable(*_, **__):
+        raise OSError("We couldn't connect")
+
+    monkeypatch.setattr(loading_smoldriver.AutoConfig, "from_pretrained", unreachable)
+    with pytest.raises(OSError, match="^someone/model is no folder here, and the Hub does not give it: We couldn't"):
+        read_config("someone/model")
+
+
+@pytest.mark.parametrize("door", [read_config, load_strictly, load])
+def test_a_slip_in_a_path_is_not_looked_for_on_the_hub(door, tmp_path):
+    with pytest.raises(ValueError, match="model is not a folder; expected a checkpoint's folder or a Hub id"):
+        door(str(tmp_path / "model"))

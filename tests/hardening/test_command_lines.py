@@ -4,12 +4,15 @@ The commands run in this process, as `python -m` would run them: a process of it
 """
 
 import ast
+import os
 import re
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from prepared import write_prepared
 
 ROOT = Path(__file__).resolve().parents[2]
 # A call of each command that names what is not there (MISSING), or has a value that cannot be; OUT is a new folder.
@@ -100,3 +103,24 @@ def test_what_is_missing_is_one_line(command, monkeypatch, capfd, tmp_path):
     told = capfd.readouterr().err
     assert (status, told.count("\n")) == (2, 1) and "missing" in told, told
     assert "Traceback" not in told
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "training.finetune --checkpoint lost/model --data DATA --output_dir lost/run --use_cpu true --bf16 false",
+        "hub_export label lost/model DATA --out lost/labels",
+    ],
+)
+def test_a_process_tells_one_line_and_leaves_nothing(words, tmp_path):
+    """Libraries that speak while they are imported, and the Hub that would be asked for a path, are seen only here."""
+    data = write_prepared(tmp_path / "data")
+    (tmp_path / "lost").mkdir()
+    words = words.replace("DATA", str(data)).split()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    told = subprocess.run(
+        [sys.executable, "-m", *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert (told.returncode, told.stderr.count("\n")) == (2, 1), told.stderr
+    assert "lost/model is not a folder" in told.stderr
+    assert not list((tmp_path / "lost").iterdir())

@@ -19,14 +19,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from transformers import (
-    AutoConfig,
     AutoProcessor,
     BitsAndBytesConfig,
     GenerationConfig,
     PreTrainedConfig,
 )
 
-from smoldriver_hf import load_strictly
+from smoldriver_hf import load_strictly, read_config
 from smoldriver_hf.adapters import load_adapter, merge_adapter
 from smoldriver_hf.fingerprint import fingerprint as folder_fingerprint
 from smoldriver_hf.precision_smoldriver import PRECISIONS, set_precision
@@ -241,7 +240,7 @@ def load_answerer(
     Raises:
         ValueError: an architecture that is none of the three, or options that do not fit it or each other.
     """
-    config = AutoConfig.from_pretrained(checkpoint)
+    config = read_config(checkpoint)
     ours = config.model_type == "smoldriver"
     _check_options(config.model_type, precision, load_in_4bit, image_splitting, num_queries)
     model = _load_model(checkpoint, modules_of(config.model_type), adapter, load_in_4bit, precision)

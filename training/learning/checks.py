@@ -23,6 +23,7 @@ from training.learning.parts import BASELINES, check_lora_targets
 from training.learning.trainer import last_checkpoint
 from training.stages.files import history, is_done, write_json
 
+ARGUMENTS = "arguments.json"  # in a run's folder: what it was called with
 SOURCES = ("checkpoint", "student", "teacher")  # arguments that name what a run starts from
 WHERE = ("data", "eval_data", "feature_cache")  # where things lie, which may be elsewhere the next time
 SAME_SETTINGS = (
@@ -113,8 +114,6 @@ def check_examples(examples: Dataset, collator: SceneCollator, model: nn.Module)
 def is_finished(result: Path, args: Any, config: TrainingArguments, rows: Rows, **inputs: Any) -> bool:
     """Whether a run has ended, with these inputs and settings; says so.
 
-    One that has not begins or goes on, and `arguments.json` in its folder keeps what it was called with.
-
     Args:
         result: the folder that is there when it has ended.
         args: the stage's own arguments. `merge` may change: it is about what is done with the result.
@@ -124,6 +123,27 @@ def is_finished(result: Path, args: Any, config: TrainingArguments, rows: Rows, 
     Raises:
         ValueError: the folder holds a run or its end with other inputs or settings, with what differs.
     """
+    now = settings_of(args, config, rows, inputs)
+    file = Path(config.output_dir) / ARGUMENTS
+    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    ended = result.is_dir()
+    open_ended = () if ended else HOW_LONG
+    told = None if before is None else {name: value for name, value in before.items() if name not in open_ended}
+    asked = {name: now[name] for name in now if told is None or name in told}  # older runs wrote down less
+    if is_done(ended or last_checkpoint(config.output_dir) is not None, told, asked, config.output_dir) and ended:
+        print(f"{result} is there already: nothing to do")
+        return True
+    return False
+
+
+def record_arguments(args: Any, config: TrainingArguments, rows: Rows, **inputs: Any) -> None:
+    """Keep in the run's folder what it was called with, for `is_finished`: once nothing is wrong any more."""
+    if config.process_index == 0:
+        write_json(Path(config.output_dir) / ARGUMENTS, settings_of(args, config, rows, inputs))
+
+
+def settings_of(args: Any, config: TrainingArguments, rows: Rows, inputs: dict[str, Any]) -> dict[str, Any]:
+    """What tells a run from others: its arguments, the settings that change its result, and what it learns from."""
     now = {name: value for name, value in dataclasses.asdict(args).items() if name not in (*WHERE, "merge")}
     now |= {name: origin(now[name]) for name in SOURCES if name in now}
     if "questions" in now:  # which in this record is how many
@@ -133,19 +153,7 @@ def is_finished(result: Path, args: Any, config: TrainingArguments, rows: Rows, 
     now["questions_per_step"] = (
         config.per_device_train_batch_size * config.gradient_accumulation_steps * config.world_size
     )
-    now |= {"split_hash": rows.split_hash, "questions": len(rows), **inputs}
-    file = Path(config.output_dir) / "arguments.json"
-    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-    ended = result.is_dir()
-    open_ended = () if ended else HOW_LONG
-    told = None if before is None else {name: value for name, value in before.items() if name not in open_ended}
-    asked = {name: now[name] for name in now if told is None or name in told}  # older runs wrote down less
-    if is_done(ended or last_checkpoint(config.output_dir) is not None, told, asked, config.output_dir) and ended:
-        print(f"{result} is there already: nothing to do")
-        return True
-    if before != json.loads(json.dumps(now)) and config.process_index == 0:
-        write_json(file, now)
-    return False
+    return now | {"split_hash": rows.split_hash, "questions": len(rows), **inputs}
 
 
 def origin(source: str) -> list[str] | str:
