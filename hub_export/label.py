@@ -57,6 +57,12 @@ class Labeller:
         )
         self.model = model.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu")
         self.frames = Prepared(args.data).images(args.split)
+        there = sorted({camera for images in self.frames.values() for camera in images})
+        unknown = [camera for camera in there if camera not in self.processor.cameras]
+        if unknown == there:
+            raise ValueError(f"{args.data} has images of {there}; {args.model} knows {self.processor.cameras}")
+        if unknown:
+            print(f"{args.model} knows no {', '.join(unknown)}: these images are left out")
 
     def answer_frame(self, key: FrameKey, questions: list[str]) -> list[tuple[str | None, str | None]]:
         """(answer, error) of each question about one frame, which is encoded once."""
@@ -84,6 +90,7 @@ class Labeller:
             {**row, "answer": answer, "error": error} for row, (answer, error) in zip(rows, answered, strict=True)
         ]
         target = Path(self.args.out) / shard.name
+        target.parent.mkdir(parents=True, exist_ok=True)
         unfinished = target.with_name(f".{target.name}.{os.getpid()}.unfinished")
         pq.write_table(pa.Table.from_pylist(table, schema=SCHEMA), unfinished)
         os.replace(unfinished, target)
@@ -127,11 +134,11 @@ def main(args: LabelArguments) -> Path:
     """Label every open shard, or this process's share of them under torchrun; returns the output folder.
 
     Raises:
-        ValueError: no model, no prepared folder, no such split, or a question without its frame.
+        ValueError: no model, no prepared folder, no such split, a question without its frame, or only images of
+            cameras that the model does not know.
     """
     check_model(args.model)
     every, out = Prepared(args.data).shards(args.split), Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
     open_shards = [shard for shard in every if not (out / shard.name).exists()]
     if args.ray_actors:
         if open_shards:

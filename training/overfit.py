@@ -74,7 +74,7 @@ def ask(checkpoint: Path, images: dict[str, str], questions: list[str], budget: 
         text=True,
     )
     if done.returncode:
-        raise RuntimeError(f"the command line failed: {done.stderr[-2000:]}")
+        raise ChildProcessError(f"the command line failed: {done.stderr[-2000:]}")
     return [json.loads(line)["answer"] for line in done.stdout.splitlines() if line.startswith("{")]
 
 
@@ -130,7 +130,16 @@ def compared(
 
 
 def main(args: OverfitArguments) -> dict[str, Any]:
-    """Fit, ask, compare; writes and returns `overfit.json`."""
+    """Fit, ask, compare; writes and returns `overfit.json`.
+
+    Raises:
+        ValueError: a file or folder that is not there, or a result of other arguments.
+        ChildProcessError: a stage of the recipe, or the asking, failed.
+    """
+    if not Path(args.drivelm_json).is_file():
+        raise ValueError(f"--drivelm_json {args.drivelm_json} is not a file")
+    if not Path(args.image_root).is_dir():
+        raise ValueError(f"--image_root {args.image_root} is not a folder")
     file = Path(args.output_dir) / "overfit.json"
     before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     if is_done(file.is_file(), before.get("arguments"), asdict(args), args.output_dir):

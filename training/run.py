@@ -141,7 +141,7 @@ def run_stage(
     """Run a stage's command and record what came of it.
 
     Raises:
-        RuntimeError: the command failed.
+        ChildProcessError: the command failed.
     """
     folder, arguments = stage.folder, dict(stage.arguments)
     before = record.get(name)
@@ -170,7 +170,7 @@ def run_stage(
     entry["minutes"] = round(entry["minutes"] + (time.monotonic() - began) / 60, 3)
     if code:
         record[name] = entry
-        raise RuntimeError(
+        raise ChildProcessError(
             f"stage {name} failed (exit status {code}); its output is above, its command in {record.file}"
         )
     record[name] = {
@@ -188,7 +188,7 @@ def run(recipe: Recipe, root: Path, data: str | None = None, launcher: str | Non
 
     Raises:
         ValueError: a stage that cannot be run as asked, naming what to change.
-        RuntimeError: a stage failed.
+        ChildProcessError: a stage failed.
     """
     stages = plan(recipe.sections, root, data or recipe.data)
     root.mkdir(parents=True, exist_ok=True)

@@ -109,7 +109,7 @@ def test_what_is_missing_is_one_line(command, monkeypatch, capfd, tmp_path):
     "words",
     [
         "training.finetune --checkpoint lost/model --data DATA --output_dir lost/run --use_cpu true --bf16 false",
-        "hub_export label lost/model DATA --out lost/labels",
+        "hub_export label lost/model DATA --split train --out lost/labels",
     ],
 )
 def test_a_process_tells_one_line_and_leaves_nothing(words, tmp_path):

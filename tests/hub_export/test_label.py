@@ -146,3 +146,15 @@ def test_torchrun_and_ray_give_the_same_answers(checkpoint, data):
     ray = [sys.executable, *command, "--out", str(data.parent / "ray"), "--ray_actors", "2"]
     subprocess.run(ray, check=True, cwd=ROOT, env={**environment, "PYTHONPATH": str(ROOT)})
     assert read(data.parent / "ray") == whole
+
+
+def test_cameras_that_the_model_does_not_know_are_told(checkpoint, data, capsys):
+    """All images left out would be answers of a blind model."""
+    label.main(arguments(checkpoint, data))
+    assert "knows no LIDAR_BEV: these images are left out" in capsys.readouterr().out
+    (shard,) = (data / "frames").glob("*.parquet")
+    table = pq.read_table(shard)
+    pq.write_table(table.rename_columns([name.replace("CAM_", "EYE_") for name in table.column_names]), shard)
+    with pytest.raises(ValueError, match="has images of .*'EYE_BACK'.*knows .*'CAM_BACK'"):
+        label.main(LabelArguments(str(checkpoint), str(data), str(data.parent / "other")))
+    assert not (data.parent / "other").exists()

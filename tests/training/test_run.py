@@ -212,7 +212,7 @@ def test_a_stage_that_did_not_finish_runs_again(tmp_path, commands, failure, sta
     """What resumes by itself finds its folder as it left it; of the rest the half-written folder is removed."""
     recipe = recipe_file(tmp_path, **SECTIONS)
     commands.fails[stage] = failure
-    with pytest.raises((RuntimeError, KeyboardInterrupt)) as error:
+    with pytest.raises((ChildProcessError, KeyboardInterrupt)) as error:
         main(RunArguments(recipe))
     if failure == 3:
         assert f"stage {stage} failed (exit status 3)" in str(error.value) and "run.json" in str(error.value)
@@ -233,7 +233,7 @@ def test_a_stage_that_did_not_finish_runs_again(tmp_path, commands, failure, sta
 def test_a_failed_stage_with_other_arguments_is_refused_too(tmp_path, commands):
     """Half a training run must not go on with another learning rate."""
     commands.fails["heal"] = 1
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ChildProcessError):
         main(RunArguments(recipe_file(tmp_path, **SECTIONS)))
     with pytest.raises(ValueError, match="stage heal .*max_steps was 2, is 9"):
         main(RunArguments(recipe_file(tmp_path, **{**SECTIONS, "heal": HEAL | {"max_steps": 9}})))
