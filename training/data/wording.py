@@ -9,8 +9,6 @@ Answers are spread so that a blind model gains little: every "Are there ..." com
 where it is true and once where it is false; counts, states and closest objects are drawn evenly over their answers.
 """
 
-from __future__ import annotations
-
 import random
 from collections import defaultdict
 from collections.abc import Hashable, Sequence

@@ -5,8 +5,6 @@ other pair of answers, are equally frequent in every template (`exact`); of more
 the second (`level`); free descriptions are left as they fall (`open`).
 """
 
-from __future__ import annotations
-
 import random
 import re
 from collections import Counter, defaultdict

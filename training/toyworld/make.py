@@ -35,8 +35,6 @@ beside DriveLM's own keys, so that an evaluation can hold one weather out. How c
 told in `models` and `render`, what is asked and by which rules in `questions`.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections import Counter

@@ -19,8 +19,6 @@ The convention that makes class and state visible (and is what a model has to le
     bicycle, motorcycle    with rider: a person in yellow (bicycle) or dark blue (motorcycle) on it; without: bare
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

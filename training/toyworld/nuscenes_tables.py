@@ -5,8 +5,6 @@ The map holds nine pieces of road, one for each way that the road bends and lane
 pose lies on its piece, so a raster of the map around the car shows the road of the pictures.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Sequence

@@ -7,8 +7,6 @@ named by its camera or by where it looks: a published SmolVLM has seen documents
 them, and can read "back left" in CAM_BACK_LEFT.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 from typing import Any

@@ -16,8 +16,6 @@ fixed rules on what the pictures show:
 What may be asked about is decided in `truth`, how often a question is asked in `balance`.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

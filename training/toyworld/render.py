@@ -10,8 +10,6 @@ Weather: blue sky; night with lit lamps and the ego car's own headlights; rain w
 the lens; fog that swallows what is far.
 """
 
-from __future__ import annotations
-
 import math
 import random
 from dataclasses import dataclass

@@ -8,8 +8,6 @@ little. Objects are placed so that one camera has most of an object and none of 
 it, or "to the front left" would have two answers.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 import random

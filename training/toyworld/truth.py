@@ -4,8 +4,6 @@ Two kinds of object are not asked about. What is hidden by more than half, or ti
 rest could still be seen, no question is asked whose answer depends on whether it was noticed (`Truth.unclear`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
