@@ -92,47 +92,20 @@ def scene_bootstrap(
     return Interval(estimate, float(low), float(high), len(names), confidence, resamples)
 
 
-def mean_interval(
-    values: ArrayLike,
-    scenes: Sequence[Hashable],
-    *,
-    resamples: int = RESAMPLES,
-    confidence: float = CONFIDENCE,
-    seed: int = 0,
-) -> Interval:
-    """`scene_bootstrap` of a mean over questions, e.g. of 0/1 for wrong and right.
-
-    Args:
-        values: (questions,), finite.
-        scenes: (questions,).
-
-    Raises:
-        ValueError: shapes disagree, no questions, or a value is not finite.
-    """
-    columns = [values, np.ones(len(scenes))]
-    return scene_bootstrap(np.divide, columns, scenes, resamples=resamples, confidence=confidence, seed=seed)
+def mean_interval(values: ArrayLike, scenes: Sequence[Hashable], **options: Any) -> Interval:
+    """`scene_bootstrap`, with its options and errors, of a mean over questions, e.g. of 0/1 for wrong and right."""
+    return scene_bootstrap(np.divide, [values, np.ones(len(scenes))], scenes, **options)
 
 
 def mean_difference_interval(
-    values: ArrayLike,
-    baseline: ArrayLike,
-    scenes: Sequence[Hashable],
-    *,
-    resamples: int = RESAMPLES,
-    confidence: float = CONFIDENCE,
-    seed: int = 0,
+    values: ArrayLike, baseline: ArrayLike, scenes: Sequence[Hashable], **options: Any
 ) -> Interval:
-    """Interval of mean(values) - mean(baseline) on the same questions, e.g. sighted minus blind.
-
-    Args:
-        values: (questions,), scores of one model.
-        baseline: (questions,), scores of the other on the same questions in the same order.
-        scenes: (questions,).
+    """`mean_interval` of one model's values minus another's, of the same questions in the same order.
 
     Raises:
-        ValueError: shapes disagree, no questions, or a value is not finite.
+        ValueError: shapes disagree, or what `scene_bootstrap` raises.
     """
     first, second = np.asarray(values, dtype=np.float64), np.asarray(baseline, dtype=np.float64)
     if first.shape != second.shape:
         raise ValueError(f"a paired difference needs the same questions, got {first.shape} and {second.shape} values")
-    return mean_interval(first - second, scenes, resamples=resamples, confidence=confidence, seed=seed)
+    return mean_interval(first - second, scenes, **options)
