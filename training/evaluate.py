@@ -53,6 +53,8 @@ from training.evaluation.scoring import all_scores, in_pixels, submission
 from training.stages.command_line import run
 from training.stages.files import command_of, is_done, whole, write_json
 
+LOADED_WITH = ("num_queries", "image_splitting", "load_in_4bit", "precision")  # options of `load_answerer`
+
 
 @dataclass
 class EvaluateArguments:
@@ -139,7 +141,7 @@ def check_run(args: EvaluateArguments, identity: dict[str, Any], output_dir: Pat
     Raises:
         ValueError: `output_dir` holds predictions made with other settings.
     """
-    options = ("split", "num_queries", "image_splitting", "load_in_4bit", "precision", "max_new_tokens", "seed")
+    options = (*LOADED_WITH, "split", "max_new_tokens", "seed")
     identity = {**identity, **{name: getattr(args, name) for name in options}}
     file = output_dir / "made_with.json"
     older = output_dir / "run.json"  # its name when it was also that of a recipe's record, which is another thing
@@ -213,15 +215,8 @@ def main(args: EvaluateArguments) -> Metrics:
     rig, coordinates = rows.rig, read_dataset_info(rows.path)["options"]["coordinates"]
     frames = choose_frames(rows, args.max_frames)
     pool = [frame for frame, _ in rows.frames()]
-    answerer = load_answerer(
-        args.checkpoint,
-        args.cameras or rows.cameras,
-        adapter=args.adapter,
-        load_in_4bit=args.load_in_4bit,
-        precision=args.precision,
-        num_queries=args.num_queries,
-        image_splitting=args.image_splitting,
-    )
+    options = {name: getattr(args, name) for name in (*LOADED_WITH, "adapter")}
+    answerer = load_answerer(args.checkpoint, args.cameras or rows.cameras, **options)
     cameras = shown_cameras(args.cameras, answerer.cameras, rows)
     controls = asked_controls(args, answerer, cameras, pool)
     checkpoint = model_files(args, answerer)
@@ -231,8 +226,8 @@ def main(args: EvaluateArguments) -> Metrics:
     results = answer_controls(model, controls, frames, args)
     if isinstance(answerer, SmolDriverAnswerer) and args.attention_frames > 0:
         save_attention(answerer, frames[: args.attention_frames], cameras, rig, output_dir / "attention.npz")
-    options = {"resamples": args.resamples, "seed": args.seed}
-    scores = all_scores(results, rig, coordinates, bert_model=args.bert_model, **options)
+    bootstrap = {"resamples": args.resamples, "seed": args.seed}
+    scores = all_scores(results, rig, coordinates, bert_model=args.bert_model, **bootstrap)
     metrics: Metrics = without_nan(
         {
             "command": command_of("evaluate", args),

@@ -162,16 +162,11 @@ def control_questions(control: Control, rows: Sequence[Row], rig: Rig) -> list[R
     """
     if control.kind == "absent_object":
         return absent_object_questions(rows, rig)
-    asked: list[Row] = []
-    for row in rows:
-        wording: str | None = row["question"]
-        if control.kind == "paraphrase":
-            wording = paraphrase(row["question"])
-        elif control.kind == "drop_relevant" and not rig.named_in(row["question"]):
-            wording = None
-        if wording is not None:
-            asked.append({**row, "asked": wording})
-    return asked
+    if control.kind == "drop_relevant":
+        rows = [row for row in rows if rig.named_in(row["question"])]
+    wording = paraphrase if control.kind == "paraphrase" else str
+    worded = [(row, wording(row["question"])) for row in rows]
+    return [{**row, "asked": asked} for row, asked in worded if asked is not None]
 
 
 def control_views(
@@ -250,11 +245,11 @@ def swapped(images: Mapping[str, str], rig: Rig) -> Images:
 
 def permuted(images: Mapping[str, str], key: str) -> Images:
     """The images go round by a number of cameras that the key decides: none keeps its place (if there are two)."""
-    cameras, paths = list(images), list(images.values())
-    if len(cameras) < 2:
+    if len(images) < 2:
         return dict(images)
-    shift = 1 + number_of(f"permuted/{key}") % (len(cameras) - 1)
-    return dict(zip(cameras, paths[shift:] + paths[:shift], strict=True))
+    shift = 1 + number_of(f"permuted/{key}") % (len(images) - 1)
+    paths = list(images.values())
+    return dict(zip(images, paths[shift:] + paths[:shift], strict=True))
 
 
 def wrong_scene(frame: FrameRow, frames: Sequence[FrameRow], seed: int = 0) -> FrameRow:

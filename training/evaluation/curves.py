@@ -14,15 +14,12 @@ Plot = dict[str, str]  # title, text and image
 
 def make_plots(runs: Sequence[Run], losses: Mapping[str, Path]) -> list[Plot]:
     """All plots that the runs have data for, each with a title and an explanation."""
-    return [*_gap_plots(runs), *_token_plots(runs), *_confidence_plots(runs), *_corruption_plots(runs)] + [
-        _plot(
-            f"Loss: {title}",
-            "Loss per answer token while training.",
-            lines_figure({title: line}, "step", "loss", markers=False),
-        )
-        for name, file in losses.items()
-        for title, line in loss_lines(name, file).items()
-    ]
+    plots = [*_gap_plots(runs), *_token_plots(runs), *_confidence_plots(runs), *_corruption_plots(runs)]
+    for name, file in losses.items():
+        for title, line in loss_lines(name, file).items():
+            image = lines_figure({title: line}, "step", "loss", markers=False)
+            plots.append(_plot(f"Loss: {title}", "Loss per answer token while training.", image))
+    return plots
 
 
 def _plot(title: str, text: str, image: str) -> Plot:

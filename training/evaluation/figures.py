@@ -138,20 +138,9 @@ def words_of(results: Mapping[str, Mapping[str, Any]]) -> Words:
     """
     for scores in results.values():
         figures_of(scores)
-    controls = {name: Control.parse(name) for name in results}
-    return {
-        "figures": figures_of(results["sighted"]),
-        "controls": {
-            name: {
-                "title": control.title,
-                "group": control.group,
-                "corruption": control.corruption,
-                "severity": control.severity,
-                "budget": control.budget,
-            }
-            for name, control in controls.items()
-        },
-    }
+    keys = ("title", "group", "corruption", "severity", "budget")
+    controls = {name: {key: getattr(Control.parse(name), key) for key in keys} for name in results}
+    return {"figures": figures_of(results["sighted"]), "controls": controls}  # type: ignore[typeddict-item]
 
 
 def _numbers(scores: Any, place: tuple[str, ...]) -> Iterator[tuple[str, ...]]:

@@ -81,13 +81,8 @@ def _question(row: Row, runs: Sequence[Run], sighted: Mapping[str, Any], black: 
         right = answer_correct(row["question"], row["answer"], answer)
         answers.append({"run": run.name, "answer": answer, "right": right, "blind": blind})
     kind = sighted[runs[0].name][row["question_id"]]["type"]
-    return {
-        "question": row["question"],
-        "reference": row["answer"],
-        "category": row["category"],
-        "type": kind,
-        "answers": answers,
-    }
+    shown = {"question": row["question"], "reference": row["answer"], "category": row["category"]}
+    return {**shown, "type": kind, "answers": answers}
 
 
 def _attention(folder: Path) -> dict[str, NDArray[np.float32]]:

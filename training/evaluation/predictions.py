@@ -27,6 +27,9 @@ from training.stages.files import write_text
 SCORED = ("sighted", "text_only", "black", "wrong_scene")
 """Kinds of control under which the likelihoods of fixed choices are kept, for calibration."""
 
+OF_THE_ROW = ("question_id", "scene_token", "frame_token", "category", "tag", "question", "asked")
+"""What a prediction has as its question has it."""
+
 Frame = tuple[FrameRow, list[Row]]  # a frame and its questions
 Ask = Callable[[FrameRow, list[Row]], list[Prediction]]  # frame and its questions → predictions
 
@@ -60,12 +63,7 @@ def frame_key(row: Mapping[str, Any]) -> tuple[str, str]:
 def predict(control: Control, ask: Ask, frames: Sequence[Frame], rig: Rig, file: Path) -> list[Prediction]:
     """The predictions of a control, frame by frame; what `file` already holds is not asked again.
 
-    Args:
-        control: decides which questions are asked.
-        ask: frame and questions → predictions, all of `control_questions`.
-        frames: to be answered.
-        rig: of the data.
-        file: JSONL; a frame is appended as a whole. A frame that a kill cut short is removed and asked again.
+    A frame is appended to `file` as a whole. One that a kill cut short is removed and asked again.
 
     Raises:
         ValueError: `file` holds an answer to another question than the data now asks.
@@ -150,25 +148,15 @@ def _lines(predictions: Iterable[Prediction]) -> str:
 
 @dataclass(frozen=True)
 class ControlledModel:
-    """A model asked under controls.
-
-    Attributes:
-        answerer: the model.
-        cameras: to show.
-        pool: frames whose images "wrong_scene" may show.
-        rig: of the data.
-        max_new_tokens: of the longest answer.
-        batch_size: questions decoded side by side.
-        seed: of wrong scenes, permutations and noise.
-    """
+    """A model asked under controls."""
 
     answerer: Answerer
-    cameras: Sequence[str]
-    pool: Sequence[FrameRow]
-    rig: Rig
+    cameras: Sequence[str]  # to show
+    pool: Sequence[FrameRow]  # frames whose images "wrong_scene" may show
+    rig: Rig  # of the data
     max_new_tokens: int
-    batch_size: int
-    seed: int
+    batch_size: int  # questions decoded side by side
+    seed: int  # of wrong scenes, permutations and noise
 
     def asking(self, control: Control) -> Ask:
         """What `predict` calls under a control."""
@@ -206,20 +194,7 @@ def majority_predictions(train: Rows, rig: Rig) -> Ask:
 
 def make_prediction(row: Row, answer: str, error: str | None, visual_tokens: int) -> Prediction:
     """The prediction of a question that a control asks."""
-    prediction: Prediction = {
-        "question_id": row["question_id"],
-        "scene_token": row["scene_token"],
-        "frame_token": row["frame_token"],
-        "category": row["category"],
-        "tag": row["tag"],
-        "question": row["question"],
-        "asked": row["asked"],
-        "type": question_type(row["question"], row["answer"]),
-        "reference": row["answer"],
-        "answer": answer,
-        "error": error,
-        "visual_tokens": visual_tokens,
-    }
-    if "camera" in row:
-        prediction["camera"] = row["camera"]
-    return prediction
+    said = {"answer": answer, "error": error, "visual_tokens": visual_tokens}
+    kind = {"type": question_type(row["question"], row["answer"]), "reference": row["answer"]}
+    camera = {"camera": row["camera"]} if "camera" in row else {}
+    return {**{key: row[key] for key in OF_THE_ROW}, **kind, **said, **camera}  # type: ignore[typeddict-item]
