@@ -80,12 +80,9 @@ def object_tag(number: int, item: SceneObject) -> str:
 def choose_key_objects(objects: Sequence[SceneObject]) -> list[SceneObject]:
     """The objects to tag as c1, c2, ...: the closest of each class, then the closest; `MAX_KEY_OBJECTS` at most."""
     ordered = _ordered(objects)
-    first_of_class: dict[str, SceneObject] = {}
-    for item in ordered:
-        first_of_class.setdefault(item.name, item)
-    firsts = list(first_of_class.values())
-    rest = [item for item in ordered if first_of_class[item.name] is not item]
-    return (firsts + rest)[:MAX_KEY_OBJECTS]
+    firsts = {item.name: item for item in reversed(ordered)}
+    # A stable sort: the first of each class, then the others, both from near to far.
+    return sorted(ordered, key=lambda item: firsts[item.name] is not item)[:MAX_KEY_OBJECTS]
 
 
 def perception_questions(
@@ -102,8 +99,7 @@ def perception_questions(
     Args:
         objects: everything that is visible around the ego car.
         rng: decides which of the possible questions are asked.
-        key_objects: the objects that the frame tags as c1, c2, ... in this order; if None,
-            `choose_key_objects(objects)`.
+        key_objects: tagged as c1, c2, ... in this order; if None, `choose_key_objects(objects)`.
         rig: the cameras of the car; questions are about the sectors that they look to.
 
     Returns:
@@ -183,15 +179,9 @@ def _what_are_objects(sectors: dict[str, list[SceneObject]]) -> list[dict[str, s
             continue
         groups = _by_class(items)
         parts = [_counted(len(group), name) for name, group in groups.items()]
-        verb = (
-            "is" if len(next(iter(groups.values()))) == 1 else "are"
-        )  # agrees with the first in the list, as DriveLM does
-        questions.append(
-            {
-                "Q": f"What are objects {question_place(sector)}?",
-                "A": f"There {verb} {listed(parts)} {whereabouts(sector)}.",
-            }
-        )
+        verb = "is" if parts[0].startswith("one ") else "are"  # agrees with the first in the list, as DriveLM does
+        answer = f"There {verb} {listed(parts)} {whereabouts(sector)}."
+        questions.append({"Q": f"What are objects {question_place(sector)}?", "A": answer})
     return questions
 
 

@@ -88,10 +88,8 @@ def _cut_surplus(frames: Sequence[FrameQuestions], rng: random.Random) -> None:
     dropped: set[tuple[int, int]] = set()
     for key, by_group in places.items():
         counts = sorted((len(where) for where in by_group.values()), reverse=True)
-        if rules[key] == "exact":
-            keep = counts[1] if len(counts) > 1 else 0
-        else:
-            keep = max(counts[1] if len(counts) > 1 else 0, 1)
+        second = counts[1] if len(counts) > 1 else 0
+        keep = second if rules[key] == "exact" else max(second, 1)
         for where in by_group.values():
             if len(where) > keep:
                 dropped.update(rng.sample(where, len(where) - keep))

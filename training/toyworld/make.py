@@ -137,27 +137,16 @@ def _make(args: ToyWorldArguments, rig: Rig, settings: dict[str, Any], output: P
     root = output / "nuscenes"
     for sensor in (*rig.names, "LIDAR_TOP"):
         (root / "samples" / sensor).mkdir(parents=True)
-    made = list(
-        tqdm(_make_frames(args, rig, root), total=args.scenes * args.frames_per_scene, desc="frames", unit="frame")
-    )
-    questions = [item.questions for item in made]
-    balance_world(questions, args.questions_per_frame, args.seed)
+    count = args.scenes * args.frames_per_scene
+    made = list(tqdm(_make_frames(args, rig, root), total=count, desc="frames", unit="frame"))
+    balance_world([item.questions for item in made], args.questions_per_frame, args.seed)
     scenes = [made[start : start + args.frames_per_scene] for start in range(0, len(made), args.frames_per_scene)]
     _write_drivelm(output / "drivelm.json", scenes, lambda item: {item.frame.token: _key_frame(item)})
     _write_drivelm(output / "pictures.json", scenes, lambda item: item.pictures)
-    _write_drivelm(
-        output / "documents.json",
-        scenes,
-        lambda item: document_frames(item.frame, list(item.pictures.values())),
-    )
+    _write_drivelm(output / "documents.json", scenes, lambda item: document_frames(item.frame, item.pictures.values()))
     write_map(root)
-    write_tables(
-        root,
-        [[item.frame for item in scene] for scene in scenes],
-        [item.visibility for item in made],
-        [item.lidar_points for item in made],
-        args.width,
-    )
+    frames = [[item.frame for item in scene] for scene in scenes]
+    write_tables(root, frames, [item.visibility for item in made], [item.lidar_points for item in made], args.width)
     priors = _measure_priors(made)
     write_json(output / "priors.json", priors)
     write_rig(output, rig)
@@ -167,16 +156,7 @@ def _make(args: ToyWorldArguments, rig: Rig, settings: dict[str, Any], output: P
 
 def _make_frames(args: ToyWorldArguments, rig: Rig, root: Path) -> Iterator[_Made]:
     places = [(scene, frame) for scene in range(args.scenes) for frame in range(args.frames_per_scene)]
-    make = partial(
-        _make_frame,
-        root=root,
-        seed=args.seed,
-        frames_per_scene=args.frames_per_scene,
-        width=args.width,
-        wanted=args.questions_per_frame,
-        weathers=tuple(args.weathers),
-        rig=rig,
-    )
+    make = partial(_make_frame, args, rig, root)
     if args.num_workers == 1:
         yield from map(make, places)
         return
@@ -185,24 +165,15 @@ def _make_frames(args: ToyWorldArguments, rig: Rig, root: Path) -> Iterator[_Mad
         yield from pool.map(make, places, chunksize=4)  # in order; a worker that dies raises, where a Pool would hang
 
 
-def _make_frame(
-    place: tuple[int, int],
-    root: Path,
-    seed: int,
-    frames_per_scene: int,
-    width: int,
-    wanted: int,
-    weathers: tuple[str, ...],
-    rig: Rig,
-) -> _Made:
-    frame = sample_frame(seed, *place, frames_per_scene, weathers, rig)
-    views = render(frame, width)
+def _make_frame(args: ToyWorldArguments, rig: Rig, root: Path, place: tuple[int, int]) -> _Made:
+    frame = sample_frame(args.seed, *place, args.frames_per_scene, args.weathers, rig)
+    views = render(frame, args.width)
     for camera, view in views.items():
         Image.fromarray(view.pixels).save(root / image_file(frame, camera), quality=_JPEG_QUALITY)
     sweep, lidar_points = scan(frame)
     np.asarray(sweep, "<f4").tofile(root / lidar_file(frame))
     truth = find_truth(frame, views)
-    questions = FrameQuestions(write_questions(frame, truth, wanted), *existence_truth(truth))
+    questions = FrameQuestions(write_questions(frame, truth, args.questions_per_frame), *existence_truth(truth))
     pictures = {
         f"{frame.token}-{camera}": picture_frame(frame, truth, camera, f"../nuscenes/{image_file(frame, camera)}")
         for camera in views
@@ -213,7 +184,7 @@ def _make_frame(
 
 def _describe_scene(frame: ToyFrame) -> str:
     """DriveLM has this text too. It tells the answer: it must never get into a prompt."""
-    weather = {"day": "A clear day", "night": "Night", "rain": "Rain", "fog": "Fog"}[frame.weather]
+    weather = "A clear day" if frame.weather == "day" else frame.weather.capitalize()
     return f"{weather}. The ego vehicle is in the {_LANE_WORDS[frame.ego_lane]} lane of a road with three lanes."
 
 
@@ -245,7 +216,7 @@ def _measure_priors(made: list[_Made]) -> dict[str, Any]:
     """
     items = [item for frame in made for item in frame.questions.items]
     existence = Counter(item.answer for item in items if item.question.startswith("Are there "))
-    rows = ({"category": item.category, "question": item.question, "answer": item.answer} for item in items)
+    rows = (item._asdict() for item in items)
     return {
         "frames": len(made),
         "visible_objects_per_frame": round(sum(item.visible for item in made) / len(made), 2),

@@ -19,18 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from training.toyworld.cameras import Camera, cameras
+from training.toyworld.cameras import Array, Camera, cameras
 from training.toyworld.models import STREAK, build_faces, build_streaks
-from training.toyworld.scene import (
-    LANE_WIDTH,
-    LANES,
-    ToyFrame,
-    ToyObject,
-    road_coordinates,
-    road_edges,
-)
+from training.toyworld.scene import LANE_WIDTH, LANES, ToyFrame, ToyObject, road_coordinates, road_edges
 
-Array = NDArray[np.float64]
 Pixels = NDArray[np.uint8]
 Block = tuple[slice, slice]  # rows, columns
 

@@ -12,20 +12,16 @@ import hashlib
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 from pyquaternion import Quaternion
 
 from training.data.drivelm import IMAGE_SIZE
 from training.data.rig import NUSCENES, Rig
 from training.data.wording import STATUSES
-from training.toyworld.cameras import Camera, cameras
-
-Array = NDArray[np.float64]
-
+from training.toyworld.cameras import Array, Camera, cameras
 
 WEATHERS = ("day", "night", "rain", "fog")
 DIRECTIONS = ("straight", "left", "right")
@@ -207,12 +203,7 @@ def road_edges(ego_lane: int) -> tuple[float, float]:
 
 
 def sample_frame(
-    seed: int,
-    scene: int,
-    frame: int,
-    frames_per_scene: int,
-    weathers: Sequence[str] = WEATHERS,
-    rig: Rig = NUSCENES,
+    seed: int, scene: int, frame: int, frames_per_scene: int, weathers: Sequence[str] = WEATHERS, rig: Rig = NUSCENES
 ) -> ToyFrame:
     """Draw one key frame.
 
@@ -227,8 +218,7 @@ def sample_frame(
     light = _in_turn(seed, "light", LIGHTS, number) if "front" in rig.sectors else None
     ego_lane = _in_turn(seed, "lane", range(LANES), number)
     bare = ToyFrame(seed, scene, frame, weather, direction, speed, ego_lane, light, (), rig)
-    objects = tuple(_sample_objects(bare, bare.random("objects")))
-    return ToyFrame(seed, scene, frame, weather, direction, speed, ego_lane, light, objects, rig)
+    return replace(bare, objects=tuple(_sample_objects(bare, bare.random("objects"))))
 
 
 def _in_turn(seed: int, purpose: str, values, number: int):
@@ -260,15 +250,12 @@ def _weighted(rng: random.Random, choices: tuple[tuple[int, int], ...]) -> int:
 
 def _place_light(frame: ToyFrame, rng: random.Random) -> ToyObject:
     """A traffic light ahead, over the lane or beside it; always well inside the front view."""
-    along = rng.uniform(11.5, 15.0)
-    x = along
+    x = rng.uniform(11.5, 15.0)
     y = rng.uniform(-0.24, 0.24) * x
-    heading = float(from_road(along, 0.0, frame.curvature)[2])
-    s, d = road_coordinates(np.array(x), np.array(y), frame.curvature)
-    size = SIZES["traffic light"]
-    return ToyObject(
-        "traffic light", frame.light, "straight", "black", (x, y, 3.75), size, heading, float(s), float(d)
-    )
+    heading = float(from_road(x, 0.0, frame.curvature)[2])
+    s, d = (float(v) for v in road_coordinates(np.array(x), np.array(y), frame.curvature))
+    name = "traffic light"
+    return ToyObject(name, frame.light, "straight", "black", (x, y, 3.75), SIZES[name], heading, s, d)
 
 
 def _place(

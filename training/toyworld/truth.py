@@ -6,6 +6,7 @@ rest could still be seen, no question is asked whose answer depends on whether i
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import starmap
 
 import numpy as np
 
@@ -161,13 +162,6 @@ def existence_question(name: str, status: str | None, sector: str) -> str:
 
 def existence_truth(truth: Truth) -> tuple[frozenset[str], frozenset[str]]:
     """Existence questions that are true, and those that must not be asked because the answer is in doubt."""
-    true = set()
-    for seen in truth.seen:
-        for status in {None, seen.item.status}:
-            true.add(existence_question(seen.item.name, status, seen.sector))
-    open_ = {
-        existence_question(name, status, sector)
-        for name, sector in truth.unclear
-        for status in (None, *STATUSES[name])
-    }
-    return frozenset(true), frozenset(open_)
+    true = ((seen.item.name, status, seen.sector) for seen in truth.seen for status in (None, seen.item.status))
+    doubtful = ((name, status, sector) for name, sector in truth.unclear for status in (None, *STATUSES[name]))
+    return frozenset(starmap(existence_question, true)), frozenset(starmap(existence_question, doubtful))
