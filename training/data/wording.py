@@ -48,21 +48,13 @@ CLOSEST_MARGIN = 1.0
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One object around the ego car, seen best by one camera.
+    """One object around the ego car, seen best by one camera."""
 
-    Attributes:
-        name: class word, a key of `STATUSES`, for example "construction vehicle".
-        camera: the camera that sees it best; the sector to which the rig has it look stands in the questions.
-        center: centre in that camera's image, in pixels of a 1600x900 image.
-        distance: metres from the ego car.
-        status: one of `STATUSES[name]`, or None where it has none or nobody knows it.
-    """
-
-    name: str
-    camera: str
-    center: tuple[float, float]
-    distance: float
-    status: str | None
+    name: str  # class word, a key of `STATUSES`, for example "construction vehicle"
+    camera: str  # that sees it best; the sector to which the rig has it look stands in the questions
+    center: tuple[float, float]  # in that camera's image, in pixels of a 1600x900 image
+    distance: float  # metres from the ego car
+    status: str | None  # one of `STATUSES[name]`, or None where it has none or nobody knows it
 
     def __post_init__(self) -> None:
         if self.name not in STATUSES:
