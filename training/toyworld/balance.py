@@ -19,22 +19,15 @@ _ACCURACY = 0  # the challenge's tag
 
 
 class Item(NamedTuple):
-    """One question with what the balance needs.
-
-    Attributes:
-        value: what a blind model would have to guess; the answer, or the text of the right option.
-        group: what is balanced: the value, or a class of values where most of them occur once.
-        rule: "exact", "level" or "open".
-        tag: the challenge's metric, or None where the challenge asks no such question.
-    """
+    """One question with what the balance needs."""
 
     category: str
     question: str
     answer: str
-    value: str
-    group: str
-    rule: str
-    tag: int | None
+    value: str  # what a blind model would have to guess; the answer, or the text of the right option
+    group: str  # what is balanced: the value, or a class of values where most of them occur once
+    rule: str  # "exact", "level" or "open"
+    tag: int | None  # the challenge's metric, or None where the challenge asks no such question
 
 
 def template(question: str) -> str:

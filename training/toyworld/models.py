@@ -57,21 +57,13 @@ _TOP, _END, _SIDE = 1.1, 0.8, 0.95  # light on roofs, on front and back, on the 
 
 
 class Face(NamedTuple):
-    """A flat convex polygon.
+    """A flat convex polygon."""
 
-    Attributes:
-        points: (n, 3) in the object's frame, counter-clockwise seen from outside.
-        colour: red, green, blue.
-        glows: it shines by itself, also at night.
-        both_sides: it is seen from behind too.
-        layer: of faces in one plane the higher one is in front.
-    """
-
-    points: Array
-    colour: Colour
-    glows: bool = False
-    both_sides: bool = False
-    layer: int = 0
+    points: Array  # (n, 3) in the object's frame, counter-clockwise seen from outside
+    colour: Colour  # red, green, blue
+    glows: bool = False  # it shines by itself, also at night
+    both_sides: bool = False  # it is seen from behind too
+    layer: int = 0  # of faces in one plane the higher one is in front
 
 
 def build_faces(item: ToyObject) -> list[Face]:

@@ -171,11 +171,10 @@ def write_tables(
     """
     rig = cameras(width, scenes[0][0].rig)
     tables = _fixed_tables(scenes[0][0].seed, rig, scenes)
-    number = 0
+    measured = zip(visibility, lidar_points, strict=True)
     for frames in scenes:
         for position in range(len(frames)):
-            _add_frame(tables, frames, position, rig, visibility[number], lidar_points[number])
-            number += 1
+            _add_frame(tables, frames, position, rig, *next(measured))
         tables["scene"].append(_scene_record(frames))
     folder = root / VERSION
     folder.mkdir(parents=True, exist_ok=True)

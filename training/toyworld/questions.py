@@ -321,37 +321,29 @@ def _planning(scene: _Scene) -> list[Item]:
         question = f"Is {tag} an object that the ego vehicle should consider in the current scene?"
         items.append(yes_no("planning", question, considers))
         if seen.item.name == "traffic light":
-            action = scene.action(seen).capitalize()
             question = f"Based on {tag} in this scene, what is the most possible action of the ego vehicle?"
-            items.append(_closed("planning", question, f"{action}.", tag=_ACCURACY))
+            items.append(_closed("planning", question, f"{scene.action(seen).capitalize()}.", tag=_ACCURACY))
         else:
             question = f"Is it necessary for the ego vehicle to take {tag} into account?"
             items.append(yes_no("planning", question, considers))
-        question = (
-            f"What actions could the ego vehicle take based on {tag}? Why take this action and what's the probability?"
-        )
-        answer = (
-            f"The action is to {scene.action(seen)}. The reason is {scene.reason(seen)}, and the probability is high."
-        )
-        items.append(_closed("planning", question, answer, tag=_JUDGE))
+        question = f"What actions could the ego vehicle take based on {tag}?"
+        answer = f"The action is to {scene.action(seen)}. The reason is {scene.reason(seen)}"
+        why, high = "Why take this action and what's the probability?", "and the probability is high."
+        items.append(_closed("planning", f"{question} {why}", f"{answer}, {high}", tag=_JUDGE))
         question = f"What actions taken by the ego vehicle can lead to a collision with {tag}?"
         items.append(_closed("planning", question, _collision(scene, seen), "exact", _JUDGE))
         near = scene.moving and scene.in_path(seen) and not moves(seen.item)
         after = f"What is the probability of colliding with {tag} after the ego vehicle"
-        question = f"{after} goes straight and keeps the same speed?"
-        items.append(_closed("planning", question, "High." if near else "Low.", "exact", _ACCURACY))
         behind = seen.sector == "back" and moves(seen.item) and abs(seen.item.across) < 1.75
-        question = f"{after} steps on the brakes?"
-        items.append(_closed("planning", question, "High." if behind else "Low.", "exact", _ACCURACY))
+        risks = {"goes straight and keeps the same speed": near, "steps on the brakes": behind}
         for side in ("left", "right"):
-            near = scene.moving and _before_on(side, seen) and seen.item.distance <= 9.0
-            question = f"{after} turns {side} at a constant speed?"
-            items.append(_closed("planning", question, "High." if near else "Low.", "exact", _ACCURACY))
+            beside = scene.moving and _before_on(side, seen) and seen.item.distance <= 9.0
+            risks[f"turns {side} at a constant speed"] = beside
+        for action, high in risks.items():
+            items.append(_closed("planning", f"{after} {action}?", "High." if high else "Low.", "exact", _ACCURACY))
     question = "Will water droplets on the glass affect the driver's line of sight?"
-    answer = (
-        "Yes, water droplets on the glass can affect the driver's line of sight." if frame.weather == "rain" else "No."
-    )
-    items.append(_closed("planning", question, answer, "exact", _JUDGE))
+    yes = "Yes, water droplets on the glass can affect the driver's line of sight."
+    items.append(_closed("planning", question, yes if frame.weather == "rain" else "No.", "exact", _JUDGE))
     lights = [seen for seen in scene.truth.seen if seen.item.name == "traffic light"]
     if lights or frame.light is None:
         answer = f"{str(lights[0].item.status).capitalize()} light." if lights else "None."

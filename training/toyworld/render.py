@@ -47,19 +47,12 @@ _SKY = {
 
 @dataclass(frozen=True)
 class View:
-    """One camera's picture.
+    """One camera's picture."""
 
-    Attributes:
-        pixels: (height, width, 3).
-        numbers: (height, width), 1 + index into `frame.objects` of what a pixel shows; 0 is scenery.
-        unhidden: (objects,) pixels that each object would have in this picture if nothing stood before it.
-        covers: (objects, 1 + objects), pixels of the first object that show another one: 0 is scenery (a pole).
-    """
-
-    pixels: Pixels
-    numbers: NDArray[np.int16]
-    unhidden: NDArray[np.int64]
-    covers: NDArray[np.int64]
+    pixels: Pixels  # (height, width, 3)
+    numbers: NDArray[np.int16]  # (height, width), 1 + index into `frame.objects` of what a pixel shows; 0 is scenery
+    unhidden: NDArray[np.int64]  # (objects,) pixels that each would have in this picture if nothing stood before it
+    covers: NDArray[np.int64]  # (objects, 1 + objects), pixels of the first that show another: 0 is scenery (a pole)
 
     def visible(self) -> NDArray[np.int64]:
         """Pixels that each object has, (objects,)."""

@@ -27,21 +27,13 @@ _DOUBTFUL_AREA = 0.0002
 
 @dataclass(frozen=True)
 class Seen:
-    """An object that the pictures show well.
+    """An object that the pictures show well."""
 
-    Attributes:
-        index: into `frame.objects`.
-        item: the object.
-        scene_object: what `training.data.wording` needs of it.
-        sector: the words for where that camera looks.
-        box: left, top, right, bottom of its visible pixels in a 1600x900 image, in the camera that sees it best.
-    """
-
-    index: int
+    index: int  # into `frame.objects`
     item: ToyObject
-    scene_object: SceneObject
-    sector: str
-    box: tuple[float, float, float, float]
+    scene_object: SceneObject  # what `training.data.wording` needs of it
+    sector: str  # the words for where the camera looks that sees it best
+    box: tuple[float, float, float, float]  # left, top, right, bottom of its visible pixels there, of a 1600x900 image
 
     @property
     def camera(self) -> str:
@@ -50,21 +42,13 @@ class Seen:
 
 @dataclass(frozen=True)
 class Truth:
-    """What can be asked about a frame.
+    """What can be asked about a frame."""
 
-    Attributes:
-        seen: objects that are shown well, in the order of their tags c1, c2, ...
-        doubtful: (class, camera) where something is shown so badly that an answer could be disputed.
-        unclear: (class, sector), the same without what another camera of the sector shows well.
-        visibility: (objects,) share of each object that is visible, over all cameras; 0 if it is in none.
-        hider: index of the object that hides most of an object, by index of the hidden object.
-    """
-
-    seen: tuple[Seen, ...]
-    doubtful: frozenset[tuple[str, str]]
-    unclear: frozenset[tuple[str, str]]
-    visibility: tuple[float, ...]
-    hider: Mapping[int, int]
+    seen: tuple[Seen, ...]  # objects that are shown well, in the order of their tags c1, c2, ...
+    doubtful: frozenset[tuple[str, str]]  # (class, camera), shown so badly there that an answer could be disputed
+    unclear: frozenset[tuple[str, str]]  # (class, sector), the same without what its other cameras show well
+    visibility: tuple[float, ...]  # (objects,) share of each that is visible, over all cameras; 0 if it is in none
+    hider: Mapping[int, int]  # index of the object that hides most of an object, by index of the hidden object
 
 
 def find_truth(frame: ToyFrame, views: Mapping[str, View]) -> Truth:
