@@ -49,10 +49,6 @@ def in_controls_table(control: Control) -> bool:
     return control.group in ("blind", "cameras") or control.kind == "paraphrase"
 
 
-def in_corruptions_table(control: Control) -> bool:
-    return control.group == "corruptions"
-
-
 def main(args: ReportArguments) -> Path:
     """Write the page; returns its path.
 
@@ -72,7 +68,7 @@ def main(args: ReportArguments) -> Path:
         types=kinds_table(runs, "by_type"),
         figures=make_plots(runs, named_losses(args.losses)),
         controls={run.name: controls_table(run, in_controls_table) for run in runs},
-        corruptions={run.name: controls_table(run, in_corruptions_table) for run in runs},
+        corruptions={run.name: controls_table(run, lambda control: control.group == "corruptions") for run in runs},
         hallucination=hallucination_table(runs),
         calibration=calibration_table(runs),
         frames=frames,

@@ -62,28 +62,18 @@ class SceneSight:
         return self.scene.score(question, choices)
 
 
+@dataclass
 class PromptSight:
-    """Any model: a prompt per question, with the visual tokens put into its embeddings.
+    """Any model: a prompt per question, with the visual tokens put into its embeddings."""
 
-    Args:
-        model: takes `inputs_embeds`.
-        processor: has `tokenizer`, `image_token_id` and `prompt(question, cameras)`.
-        cameras: in the order of the prompt.
-        placeholders: per camera, the token ids that stand in for its image in the prompt.
-        features: (visual tokens, text_hidden) for all of them together, None without images.
-    """
+    model: Any  # takes `inputs_embeds`
+    processor: Any  # has `tokenizer`, `image_token_id` and `prompt(question, cameras)`
+    cameras: list[str]  # in the order of the prompt
+    placeholders: Sequence[Sequence[int]]  # per camera, the token ids that stand in for its image in the prompt
+    features: torch.Tensor | None  # (visual tokens, text_hidden) for all of them together, None without images
 
-    def __init__(
-        self,
-        model: Any,
-        processor: Any,
-        cameras: Sequence[str],
-        placeholders: Sequence[Sequence[int]],
-        features: torch.Tensor | None,
-    ):
-        self.model, self.processor, self.cameras = model, processor, list(cameras)
-        self.placeholders, self.features = placeholders, features
-        self.visual_tokens = 0 if features is None else len(features)
+    def __post_init__(self) -> None:
+        self.visual_tokens = 0 if self.features is None else len(self.features)
 
     def answers(self, questions: Sequence[str], max_new_tokens: int, batch_size: int) -> list[Answer]:
         prompts = [self._prompt_ids(question) for question in questions]

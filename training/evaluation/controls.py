@@ -57,21 +57,13 @@ GROUPS = ("all", "blind", "cameras", "corruptions", "questions")
 
 @dataclass(frozen=True)
 class Control:
-    """One control; `str` gives its name, `parse` reads it.
+    """One control; `str` gives its name, `parse` reads it."""
 
-    Attributes:
-        kind: a key of `KINDS`.
-        camera: the one that "drop" leaves out.
-        corruption: of "corrupt", one of `CORRUPTIONS`.
-        severity: of "corrupt", 1 to 5.
-        budget: queries per camera, of "sighted" where it is not the run's own.
-    """
-
-    kind: str
-    camera: str | None = None
-    corruption: str | None = None
-    severity: int | None = None
-    budget: int | None = None
+    kind: str  # a key of `KINDS`
+    camera: str | None = None  # the one that "drop" leaves out
+    corruption: str | None = None  # of "corrupt", one of `CORRUPTIONS`
+    severity: int | None = None  # of "corrupt", 1 to 5
+    budget: int | None = None  # queries per camera, of "sighted" where it is not the run's own
 
     @classmethod
     def parse(cls, name: str) -> "Control":
@@ -126,12 +118,8 @@ def expand_controls(
 ) -> list[Control]:
     """Names and groups ("all", "blind", "cameras", "corruptions", "questions") to controls, each once.
 
-    "sighted" always comes first: every other control is read against it.
-
-    Args:
-        names: control names and groups.
-        cameras: the cameras that the model is shown; "cameras" drops each of them.
-        severities: of the group "corruptions".
+    "sighted" always comes first: every other control is read against it. "cameras" drops each of `cameras`, which the
+    model is shown; `severities` are those of the group "corruptions".
 
     Raises:
         ValueError: a name that is neither, a camera that is not shown, an unknown corruption or severity.
@@ -182,11 +170,9 @@ def control_views(
 
     Args:
         control: any but "template_majority", which has no images.
-        frame: scene_token, frame_token and `images` {camera: path}.
-        rows: the frame's questions.
+        frame: scene_token, frame_token and `images` {camera: path}; `rows` are its questions.
         frames: all frames that "wrong_scene" may choose from.
         cameras: what the model is shown, in this order; a camera that the frame lacks is left out.
-        rig: of the data.
         seed: another seed chooses other wrong scenes, permutations and noise.
 
     Returns:
@@ -210,15 +196,7 @@ def control_views(
 
 
 def control_images(control: Control, images: Mapping[str, str], key: str, rig: Rig) -> Images:
-    """The images of a control that needs nothing but the frame's own.
-
-    Args:
-        control: "sighted", "text_only", "black", "drop", "permuted", "swap_left_right", "corrupt", or one of the
-            question controls, which leave the images alone.
-        images: {camera: path}.
-        key: names the frame; decides permutations and noise.
-        rig: says what is left and right.
-    """
+    """The images of a control that needs nothing but the frame's own; `key` decides permutations and noise."""
     match control:
         case Control(kind="sighted" | "absent_object" | "paraphrase"):
             return dict(images)

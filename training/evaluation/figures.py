@@ -18,26 +18,18 @@ KINDS = {"yes_no": "yes/no"}  # types of questions whose name with blanks is not
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure that tables show, the higher the better: its title and, where it has one, its name among the intervals.
-
-    `{}` stands for the word under `*`.
-    """
+    """A figure that tables show, the higher the better; `{}` stands for the word under `*`."""
 
     title: str
-    interval: str | None = None
+    interval: str | None = None  # its name among the intervals, where it has one
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A score of the wording of answers.
-
-    Attributes:
-        score: (answers, references) → its figures by name, or one number.
-        titles: of its figures, "" for one number; None keeps a figure out of short tables.
-    """
+    """A score of the wording of answers: (answers, references) → its figures by name, or one number."""
 
     score: Callable[[Sequence[str], Sequence[str]], Mapping[str, Any] | float]
-    titles: Mapping[str, str | None]
+    titles: Mapping[str, str | None]  # of its figures, "" for one number; None keeps a figure out of short tables
 
 
 METRICS = {

@@ -43,7 +43,6 @@ def all_scores(
 
     Args:
         results: predictions by control, "sighted" among them.
-        rig: of the data.
         coordinates: how the data writes coordinates, see `in_pixels`.
         resamples, seed: of the bootstrap.
         bert_model: encoder for BERTScore, folder or Hub id; None leaves it out.
@@ -93,12 +92,10 @@ def control_scores(
         predictions: of the control, at least one.
         sighted: of the same questions and maybe more; empty if there are none.
         language: also the language scores; they cost time and mean little for corruptions.
-        bert_scorer: see `training.metrics.load_bert_scorer`; None leaves BERTScore out.
 
     Returns:
         answers, accuracy; by_type and by_category; visual_tokens_per_scene; errors, the number of questions that
-        could not be asked; changed_from_sighted, the share of answers that differ; with `language` also what
-        `language_scores` returns.
+        could not be asked; changed_from_sighted, the share of answers that differ; those of `language_scores`.
     """
     by_type = score_by_type(*([row[key] for row in predictions] for key in ("question", "reference", "answer")))
     result: dict[str, Any] = {

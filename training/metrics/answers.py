@@ -269,12 +269,16 @@ def behaviour_scores(predictions: Sequence[str], references: Sequence[str]) -> d
         if None in pair:
             raise ValueError(f"a behaviour reference must name steering and speed, got {reference!r}")
     said = [parse_behaviour(prediction) for prediction in predictions]
+    parts = {
+        "macro_f1": slice(2),
+        "steering_macro_f1": slice(1),
+        "speed_macro_f1": slice(1, 2),
+    }  # of (steering, speed)
     return {
-        "macro_f1": _macro_f1([" ".join(map(str, pair)) for pair in truth], [" ".join(map(str, p)) for p in said]),
-        "steering_macro_f1": _macro_f1(
-            [str(steering) for steering, _ in truth], [str(steering) for steering, _ in said]
-        ),
-        "speed_macro_f1": _macro_f1([str(speed) for _, speed in truth], [str(speed) for _, speed in said]),
+        **{
+            name: _macro_f1([str(t[part]) for t in truth], [str(s[part]) for s in said])
+            for name, part in parts.items()
+        },
         "accuracy": float(np.mean([a == b for a, b in zip(truth, said, strict=True)])),
         "unparsed": float(np.mean([None in pair for pair in said])),
     }

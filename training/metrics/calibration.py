@@ -87,8 +87,7 @@ def risk_coverage(confidence: ArrayLike, right: ArrayLike) -> dict[str, Any]:
     the questions.
 
     Args:
-        confidence: (questions,).
-        right: (questions,), 1 for a right answer, 0 for a wrong one.
+        confidence, right: (questions,), 1 for a right answer, 0 for a wrong one.
 
     Returns:
         - coverage: 1/n, 2/n, ..., 1; risk: error rate of that share of most confident answers;
@@ -113,18 +112,10 @@ def _reliability(
     index = np.minimum((confidence * bins).astype(int), bins - 1)  # the last bin includes 1
     rows = []
     ece = 0.0
-    for number in range(bins):
+    for number in np.unique(index).tolist():
         inside = index == number
-        if inside.any():
-            sure, correct = float(confidence[inside].mean()), float(right[inside].mean())
-            ece += inside.mean() * abs(sure - correct)
-            rows.append(
-                {
-                    "low": number / bins,
-                    "high": (number + 1) / bins,
-                    "answers": int(inside.sum()),
-                    "confidence": sure,
-                    "accuracy": correct,
-                }
-            )
+        sure, correct = float(confidence[inside].mean()), float(right[inside].mean())
+        ece += inside.mean() * abs(sure - correct)
+        ends = {"low": number / bins, "high": (number + 1) / bins}
+        rows.append({**ends, "answers": int(inside.sum()), "confidence": sure, "accuracy": correct})
     return float(ece), rows

@@ -9,7 +9,7 @@ resamples together.
 
 import warnings
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -48,10 +48,7 @@ def scene_bootstrap(
             the figures (resamples,); NaN where a resample does not define it (no "no" among the references, say),
             such resamples are left out.
         columns: each (questions,), finite.
-        scenes: (questions,), the scene of each question.
-        resamples: how many.
-        confidence: e.g. 0.95.
-        seed: of the resampling. The order of the questions does not matter to which scenes are drawn.
+        scenes: (questions,), the scene of each question; the order does not matter to which scenes are drawn.
 
     Raises:
         ValueError: no questions, shapes disagree, a value is not finite, or `confidence` outside (0, 1).
@@ -71,25 +68,17 @@ def scene_bootstrap(
     def figure(*drawn: NDArray[Any], axis: int) -> NDArray[np.float64]:
         return statistic(*(column.sum(axis=axis) for column in drawn))
 
-    estimate = float(figure(*sums, axis=-1))
+    unknown = Interval(float(figure(*sums, axis=-1)), None, None, len(names), confidence, resamples)
     if len(names) < 2:
-        return Interval(estimate, None, None, len(names), confidence, resamples)
+        return unknown
     with warnings.catch_warnings(action="ignore", category=DegenerateDataWarning):  # of figures that are NaN
-        found = bootstrap(
-            sums,
-            figure,
-            paired=True,
-            vectorized=True,
-            n_resamples=resamples,
-            confidence_level=confidence,
-            method="percentile",
-            rng=np.random.default_rng(seed),
-        )
+        options = {"paired": True, "vectorized": True, "method": "percentile", "rng": np.random.default_rng(seed)}
+        found = bootstrap(sums, figure, n_resamples=resamples, confidence_level=confidence, **options)
     defined = found.bootstrap_distribution[np.isfinite(found.bootstrap_distribution)]
     if not defined.size:
-        return Interval(estimate, None, None, len(names), confidence, resamples)
+        return unknown
     low, high = np.quantile(defined, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(estimate, float(low), float(high), len(names), confidence, resamples)
+    return replace(unknown, low=float(low), high=float(high))
 
 
 def mean_interval(values: ArrayLike, scenes: Sequence[Hashable], **options: Any) -> Interval:

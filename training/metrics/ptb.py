@@ -178,19 +178,9 @@ _QUOTES_BY_SIDE = {
     "\u0093\u201c\u00ab": "``",
     "\u0094\u201d\u00bb": "''",
 }
-_REWRITTEN = {  # one character, another token
-    "\u00bc": "1/4",
-    "\u00bd": "1/2",
-    "\u00be": "3/4",
-    "\u2153": "1/3",
-    "\u2154": "2/3",
-    "\u00a2": "cents",
-    "\u00a3": "#",
-    "\u00a4": "$",
-    "\u0080": "$",
-    "\u20a0": "$",
-    "\u20ac": "$",
-}
+# One character, another token: fractions and currencies.
+_REWRITTEN = {"\u00bc": "1/4", "\u00bd": "1/2", "\u00be": "3/4", "\u2153": "1/3", "\u2154": "2/3"}
+_REWRITTEN |= {"\u00a2": "cents", "\u00a3": "#", **dict.fromkeys("\u00a4\u0080\u20a0\u20ac", "$")}
 
 
 @dataclass(frozen=True)
@@ -307,21 +297,9 @@ _PUNCTUATION = [
     _Rule(f"[{''.join(_REWRITTEN)}]", write=lambda text: _REWRITTEN[text]),
     _Rule(rf"(?=\P{{L}})[{_SYMBOLS}\\]"),
 ]
-_RULES = [
-    *_WORDS,
-    *_APOSTROPHES,
-    *_ADDRESSES,
-    *_NUMBERS,
-    *_ABBREVIATIONS,
-    *_JOINED_WORDS,
-    *_QUOTATION_MARKS,
-    *_FACES,
-    *_PUNCTUATION,
-]
-_COMPILED = [
-    (regex.compile(f"(?P<token>{rule.token})(?:{rule.ahead})" if rule.ahead else f"(?P<token>{rule.token})"), rule)
-    for rule in _RULES
-]
+_RULES = [*_WORDS, *_APOSTROPHES, *_ADDRESSES, *_NUMBERS, *_ABBREVIATIONS, *_JOINED_WORDS, *_QUOTATION_MARKS]
+_RULES += [*_FACES, *_PUNCTUATION]
+_COMPILED = [(regex.compile(f"(?P<token>{rule.token})(?:{rule.ahead})"), rule) for rule in _RULES]
 _SKIPPED = regex.compile(f"(?:[\\x00{_SPACES}\u200b\u200e\u200f\ufeff\\x7f]|(?i:&nbsp;))+")
 # Most of an answer: a plain word before a space, which only the assimilations split.
 _PLAIN_WORD = regex.compile("([A-Za-z]+)(?= )")
