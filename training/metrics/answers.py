@@ -269,16 +269,10 @@ def behaviour_scores(predictions: Sequence[str], references: Sequence[str]) -> d
         if None in pair:
             raise ValueError(f"a behaviour reference must name steering and speed, got {reference!r}")
     said = [parse_behaviour(prediction) for prediction in predictions]
-    parts = {
-        "macro_f1": slice(2),
-        "steering_macro_f1": slice(1),
-        "speed_macro_f1": slice(1, 2),
-    }  # of (steering, speed)
     return {
-        **{
-            name: _macro_f1([str(t[part]) for t in truth], [str(s[part]) for s in said])
-            for name, part in parts.items()
-        },
+        "macro_f1": _macro_f1(truth, said),
+        "steering_macro_f1": _macro_f1([steering for steering, _ in truth], [steering for steering, _ in said]),
+        "speed_macro_f1": _macro_f1([speed for _, speed in truth], [speed for _, speed in said]),
         "accuracy": float(np.mean([a == b for a, b in zip(truth, said, strict=True)])),
         "unparsed": float(np.mean([None in pair for pair in said])),
     }
@@ -367,5 +361,6 @@ def _count_error(truth: Mapping[str, int], said: Mapping[str, int]) -> float:
     return float(np.mean([abs(truth.get(name, 0) - said.get(name, 0)) for name in names]))
 
 
-def _macro_f1(truth: Sequence[str], said: Sequence[str]) -> float:
-    return float(f1_score(truth, said, labels=sorted(set(truth)), average="macro", zero_division=0))
+def _macro_f1(truth: Sequence[Any], said: Sequence[Any]) -> float:
+    true, given = list(map(str, truth)), list(map(str, said))
+    return float(f1_score(true, given, labels=sorted(set(true)), average="macro", zero_division=0))

@@ -326,10 +326,11 @@ def _planning(scene: _Scene) -> list[Item]:
         else:
             question = f"Is it necessary for the ego vehicle to take {tag} into account?"
             items.append(yes_no("planning", question, considers))
-        question = f"What actions could the ego vehicle take based on {tag}?"
-        answer = f"The action is to {scene.action(seen)}. The reason is {scene.reason(seen)}"
-        why, high = "Why take this action and what's the probability?", "and the probability is high."
-        items.append(_closed("planning", f"{question} {why}", f"{answer}, {high}", tag=_JUDGE))
+        question = (
+            f"What actions could the ego vehicle take based on {tag}? Why take this action and what's the probability?"
+        )
+        reason = f"The reason is {scene.reason(seen)}, and the probability is high."
+        items.append(_closed("planning", question, f"The action is to {scene.action(seen)}. {reason}", tag=_JUDGE))
         question = f"What actions taken by the ego vehicle can lead to a collision with {tag}?"
         items.append(_closed("planning", question, _collision(scene, seen), "exact", _JUDGE))
         near = scene.moving and scene.in_path(seen) and not moves(seen.item)
