@@ -67,22 +67,14 @@ class EvaluateArguments:
         default_factory=lambda: ["blind"],
         metadata={"help": "Control names and groups: all, blind, cameras, corruptions, questions."},
     )
-    severities: list[int] = field(
-        default_factory=lambda: [1, 3, 5], metadata={"help": "Severities of the group corruptions, 1 to 5."}
-    )
-    budgets: list[int] = field(
-        default_factory=list, metadata={"help": "Also evaluate sighted with these numbers of queries per camera."}
-    )
-    num_queries: int | None = field(
-        default=None, metadata={"help": "Queries per camera (SmolDriver); default: the checkpoint's."}
-    )
+    severities: list[int] = field(default_factory=lambda: [1, 3, 5], metadata={"help": "Of corruptions, 1 to 5."})
+    budgets: list[int] = field(default_factory=list, metadata={"help": "Sighted with so many queries per camera too."})
+    num_queries: int | None = field(default=None, metadata={"help": "Queries per camera; default: the SmolDriver's."})
     cameras: list[str] | None = field(default=None, metadata={"help": "Cameras to show; default: all there are."})
     image_splitting: bool = field(default=False, metadata={"help": "Show a SmolVLM tiles, as it ships."})
     load_in_4bit: bool = field(default=False, metadata={"help": "The language model in NF4."})
     precision: str = field(default="fp32", metadata={"help": "fp32, bf16 or int8 (SmolDriver on a CPU)."})
-    max_frames: int | None = field(
-        default=None, metadata={"help": "Evaluate only so many frames, chosen by hash: fewer are among more."}
-    )
+    max_frames: int | None = field(default=None, metadata={"help": "Only so many, by hash: fewer are among more."})
     max_new_tokens: int = field(default=64, metadata={"help": "Tokens of the longest answer."})
     batch_size: int = field(default=16, metadata={"help": "Questions decoded side by side."})
     seed: int = field(default=0, metadata={"help": "Of wrong scenes, permutations, noise and bootstrap."})

@@ -81,18 +81,12 @@ class PrepareArguments:
     coordinates: Literal["pixels", "normalised", "none"] = field(
         default="pixels", metadata={"help": "keep coordinates, make them shares of the image, or drop such questions"}
     )
-    categories: list[str] = field(
-        default_factory=lambda: list(CATEGORIES), metadata={"help": "question categories to keep"}
-    )
-    questions: str | None = field(
-        default=None, metadata={"help": "regular expression; questions in which it finds nothing are left out"}
-    )
+    categories: list[str] = field(default_factory=lambda: list(CATEGORIES), metadata={"help": "categories to keep"})
+    questions: str | None = field(default=None, metadata={"help": "regular expression that finds something in them"})
     split: Literal["by_scene", "train", "validation", "test"] = field(
         default="by_scene", metadata={"help": "80/10/10 by scene, or one split for everything"}
     )
-    rig: str | None = field(
-        default=None, metadata={"help": "name or file of the cameras; default: rig.json beside the file, or nuScenes'"}
-    )
+    rig: str | None = field(default=None, metadata={"help": "name or file; default: rig.json beside it, or nuScenes'"})
     verify_images: bool = field(default=False, metadata={"help": "decode every image to find broken files"})
 
     def __post_init__(self) -> None:
@@ -198,12 +192,10 @@ def _write(
 
 
 def _check_cameras(frame: Frame, rig: Rig, what: str) -> None:
-    unknown = [name for name in frame.image_paths if name not in rig and name not in EXTRA_VIEWS]
+    unknown = ", ".join(name for name in frame.image_paths if name not in rig and name not in EXTRA_VIEWS)
     if unknown:
-        raise ValueError(
-            f"{what} has {', '.join(rig.names)}; frame {frame.scene_token}_{frame.frame_token} has images of "
-            f"{', '.join(unknown)}"
-        )
+        where = f"frame {frame.scene_token}_{frame.frame_token}"
+        raise ValueError(f"{what} has {', '.join(rig.names)}; {where} has images of {unknown}")
 
 
 def _views(frame: Frame, rig: Rig, images: ImageFinder, report: Report) -> Iterator[tuple[str, str]]:

@@ -36,9 +36,7 @@ class ReportArguments:
     runs: list[str] = field(metadata={"help": "Folders written by training.evaluate, best known first."})
     output: str = field(metadata={"help": "The HTML file to write."})
     data: str | None = field(default=None, metadata={"help": "Prepared folder of the runs, for the gallery."})
-    losses: list[str] = field(
-        default_factory=list, metadata={"help": "metrics.jsonl files of training runs, or NAME=FILE."}
-    )
+    losses: list[str] = field(default_factory=list, metadata={"help": "metrics.jsonl of training runs, or NAME=FILE."})
     title: str = field(default="Does it look?", metadata={"help": "Heading of the page."})
     gallery_frames: int = field(default=8, metadata={"help": "Frames in the gallery; 0 for none."})
     questions_per_frame: int = field(default=40, metadata={"help": "Questions per frame in the gallery, at most."})

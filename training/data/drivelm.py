@@ -268,16 +268,13 @@ def _reject_surrogates(text: str, where: str) -> None:
 
 
 def _scale(text: str, tag: re.Pattern[str], tag_decimals: int, box_decimals: int, factors: tuple[float, float]) -> str:
-    def scale(values: tuple[str | Any, ...], decimals: int) -> list[str]:
-        return [f"{float(value) * factors[i % 2]:.{decimals}f}" for i, value in enumerate(values)]  # x, y, x, y
+    def scaled(match: re.Match[str], decimals: int, comma: str) -> str:
+        values = [float(value) * factors[i % 2] for i, value in enumerate(match.groups()[2:])]  # x, y, x, y
+        parts = [match[1], match[2], *(f"{value:.{decimals}f}" for value in values)]
+        return f"{match[0][0]}{comma.join(parts)}{match[0][-1]}"  # in the same brackets
 
-    def scale_tag(match: re.Match[str]) -> str:
-        return f"<{','.join([match[1], match[2], *scale(match.groups()[2:], tag_decimals)])}>"
-
-    def scale_box(match: re.Match[str]) -> str:
-        return f"({', '.join([match[1], match[2], *scale(match.groups()[2:], box_decimals)])})"
-
-    return _BOX.sub(scale_box, tag.sub(scale_tag, text))
+    text = tag.sub(lambda match: scaled(match, tag_decimals, ","), text)
+    return _BOX.sub(lambda match: scaled(match, box_decimals, ", "), text)
 
 
 class _ObjectReader:

@@ -189,8 +189,7 @@ def _status_answer(name: str, group: Sequence[SceneObject]) -> str:
     present = sorted((status for status in counts if counts[status]), key=lambda status: -counts[status])
     parts = []
     for index, status in enumerate(present):
-        count = counts[status]
-        word = count_word(count)
+        count, word = counts[status], count_word(counts[status])
         if index > 0:
             subject = word
         elif len(present) == 1 or word == "many":
@@ -295,8 +294,7 @@ def _about_tags(tagged: Sequence[SceneObject]) -> list[dict[str, str]]:
     states, descriptions = [], []
     for number, item in enumerate(tagged, start=1):
         tag = object_tag(number, item)
-        status = observed_status(item)
-        if status is not None:
+        if status := observed_status(item):
             states.append({"Q": f"What is the observed status of object {tag}?", "A": f"{status}."})
         descriptions.append({"Q": f"What is the visual description of {tag}?", "A": describe(item)})
     return states + descriptions

@@ -29,9 +29,7 @@ def _plot(title: str, text: str, image: str) -> Plot:
 def _gap_plots(runs: Sequence[Run]) -> Iterator[Plot]:
     gaps = {run.name: found for run in runs if (found := _gaps(run))}
     if gaps:
-        text = (
-            "What the images add. A bar is the scene-clustered bootstrap interval; at 0 a model answers as well blind."
-        )
+        text = "What the images add. A bar is the scene-clustered interval; at 0 a model answers as well blind."
         yield _plot("Sighted minus blind", text, gap_figure(gaps))
 
 
@@ -47,9 +45,7 @@ def _confidence_plots(runs: Sequence[Run]) -> Iterator[Plot]:
     for kind in ("yes_no", "multiple_choice"):
         lines = {run.name: found for run in runs if (found := _reliability(run, kind))}
         if lines:
-            text = (
-                "How often answers given with a certain confidence are right. On the dashed line confidence is honest."
-            )
+            text = "How often answers of a certain confidence are right. On the dashed line confidence is honest."
             image = lines_figure(lines, "confidence", "share of right answers", percent=True, diagonal=True)
             yield _plot(f"Reliability, {words(kind)}", text, image)
     lines = {f"{run.name}, {control}": curve for run in runs for control, curve in _risk(run).items()}

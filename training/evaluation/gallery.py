@@ -36,14 +36,10 @@ def gallery(runs: Sequence[Run], data: str, frames: int, questions: int) -> list
         if not common or len(shown) == frames:
             continue
         step = max(1, -(-len(common) // questions))  # spread over the frame's questions
-        shown.append(
-            {
-                "scene": frame["scene_token"],
-                "frame": frame["frame_token"],
-                "images": [_picture(frame, camera, maps) for camera in frame["images"]],
-                "questions": [_question(row, runs, sighted, black) for row in common[::step][:questions]],
-            }
-        )
+        images = [_picture(frame, camera, maps) for camera in frame["images"]]
+        asked = [_question(row, runs, sighted, black) for row in common[::step][:questions]]
+        tokens = {"scene": frame["scene_token"], "frame": frame["frame_token"]}
+        shown.append({**tokens, "images": images, "questions": asked})
     return shown
 
 

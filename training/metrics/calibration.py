@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-BINS = 10
+BINS = 10  # of equal width over the confidence, of the ECE and the reliability diagram
 
 
 def choice_probabilities(log_likelihoods: ArrayLike) -> NDArray[np.float64]:
@@ -36,13 +36,12 @@ def choice_probabilities(log_likelihoods: ArrayLike) -> NDArray[np.float64]:
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-def calibration_scores(probabilities: ArrayLike, labels: Sequence[int], bins: int = BINS) -> dict[str, Any]:
+def calibration_scores(probabilities: ArrayLike, labels: Sequence[int]) -> dict[str, Any]:
     """Calibration and selective accuracy of a model that answers with its most likely choice.
 
     Args:
         probabilities: (questions, choices), rows sum to 1, see `choice_probabilities`.
         labels: (questions,), index of the right choice.
-        bins: equal-width confidence bins of the ECE and the reliability diagram.
 
     Returns:
         - accuracy, confidence: means; confidence is the probability of the answer given;
@@ -67,7 +66,7 @@ def calibration_scores(probabilities: ArrayLike, labels: Sequence[int], bins: in
     best = np.isclose(matrix, confidence[:, None], rtol=0, atol=1e-12)  # (questions, choices)
     right = best[np.arange(len(truth)), truth] / best.sum(axis=1)
     one_hot = np.eye(matrix.shape[1])[truth]
-    ece, reliability = _reliability(confidence, right, bins)
+    ece, reliability = _reliability(confidence, right)
     curve = risk_coverage(confidence, right)
     return {
         "accuracy": float(right.mean()),
@@ -106,16 +105,14 @@ def risk_coverage(confidence: ArrayLike, right: ArrayLike) -> dict[str, Any]:
     return {"coverage": (answered / len(sure)).tolist(), "risk": risk.tolist(), "aurc": float(risk.mean())}
 
 
-def _reliability(
-    confidence: NDArray[np.float64], right: NDArray[np.float64], bins: int
-) -> tuple[float, list[dict[str, float]]]:
-    index = np.minimum((confidence * bins).astype(int), bins - 1)  # the last bin includes 1
+def _reliability(confidence: NDArray[np.float64], right: NDArray[np.float64]) -> tuple[float, list[dict[str, float]]]:
+    index = np.minimum((confidence * BINS).astype(int), BINS - 1)  # the last bin includes 1
     rows = []
     ece = 0.0
     for number in np.unique(index).tolist():
         inside = index == number
         sure, correct = float(confidence[inside].mean()), float(right[inside].mean())
         ece += inside.mean() * abs(sure - correct)
-        ends = {"low": number / bins, "high": (number + 1) / bins}
+        ends = {"low": number / BINS, "high": (number + 1) / BINS}
         rows.append({**ends, "answers": int(inside.sum()), "confidence": sure, "accuracy": correct})
     return float(ece), rows

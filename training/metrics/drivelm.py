@@ -114,13 +114,9 @@ def reference_questions(references: Mapping[str, Any]) -> Iterator[ReferenceQues
             entries = [entry for name in CATEGORIES for entry in _field(qa, name, f"QA of frame {scene}_{frame}")]
             for number, entry in enumerate(entries):
                 identifier = f"{scene}_{frame}_{number}"
-                yield ReferenceQuestion(
-                    id=identifier,
-                    first=number == 0,
-                    question=_field(entry, "Q", f"question {identifier}"),
-                    answer=_field(entry, "A", f"question {identifier}"),
-                    tag=frozenset(_field(entry, "tag", f"question {identifier} (training files have no tags)")),
-                )
+                question, answer = (_field(entry, key, f"question {identifier}") for key in ("Q", "A"))
+                tag = _field(entry, "tag", f"question {identifier} (training files have no tags)")
+                yield ReferenceQuestion(identifier, number == 0, question, answer, frozenset(tag))
 
 
 def counted_answers(references: Mapping[str, Any], answers: Mapping[str, str]) -> tuple[dict[str, list[Counted]], int]:

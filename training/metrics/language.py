@@ -119,20 +119,18 @@ def seed_bleu(predictions: Sequence[str], references: Sequence[str]) -> dict[str
     }
 
 
-def load_bert_scorer(model: str, num_layers: int | None = None, device: str | None = None) -> "BERTScorer":
+def load_bert_scorer(model: str, device: str | None = None) -> "BERTScorer":
     """A BERTScore model, to be loaded once and used for many conditions.
 
     Args:
-        model: Hub name or local folder of an encoder with its tokenizer.
-        num_layers: layer whose states are compared. None takes bert_score's choice for the models that it knows, and
-            the last layer of a local folder.
+        model: Hub name or local folder of an encoder with its tokenizer. Compared are the states of its last layer in
+            a local folder, of the layer that bert_score chooses for a Hub name.
         device: None takes the accelerator where there is one.
     """
     from bert_score import BERTScorer  # brings torch: the other scores must not wait for it
     from transformers import AutoConfig
 
-    if num_layers is None and Path(model).is_dir():
-        num_layers = AutoConfig.from_pretrained(model).num_hidden_layers
+    num_layers = AutoConfig.from_pretrained(model).num_hidden_layers if Path(model).is_dir() else None
     return BERTScorer(model_type=model, num_layers=num_layers, device=device)
 
 

@@ -128,10 +128,6 @@ _MARKUP = f"<(?:[!?][A-Za-z-][^>\n]*|{_MARKUP_NAME}(?:{_MARKUP_ATTRIBUTE})* */?|
 _URL_PATH = rf"(?:/[^ \t\n\f\r\"<>|()]+[^{_URL_STOP}-])?"
 
 
-def _as_is(text: str) -> str:
-    return text
-
-
 def _constant(token: str) -> Callable[[str], str]:
     return lambda text: token
 
@@ -146,12 +142,6 @@ def _no_inner_space(text: str) -> str:
 
 def _ampersand(text: str) -> str:
     return regex.sub("(?i:&amp;)", "&", text)
-
-
-def _brackets(text: str) -> str:
-    for bracket, name in _BRACKETS.items():
-        text = text.replace(bracket, name)
-    return text
 
 
 def _round_brackets(text: str) -> str:
@@ -187,7 +177,7 @@ _REWRITTEN |= {"\u00a2": "cents", "\u00a3": "#", **dict.fromkeys("\u00a4\u0080\u
 class _Rule:
     token: str  # regular expression
     ahead: str = ""  # what must follow; counts for the longest match, is not part of the token
-    write: Callable[[str], str] = _as_is
+    write: Callable[[str], str] = str
     give_back: int = 0  # characters at the end of the token that become the next token
     repeat_stop: bool = False  # the full stop at the end belongs to the token and is the next token too
 
@@ -288,7 +278,7 @@ _PUNCTUATION = [
     _Rule("&(?:(?i:HT|TL|UR|LR|QC|QL|QR|odq|cdq)|#[0-9]+);"),
     _Rule("<|(?i:&lt;)", write=_constant("<")),
     _Rule(">|(?i:&gt;)", write=_constant(">")),
-    _Rule(r"[()\[\]{}]", write=_brackets),
+    _Rule(r"[()\[\]{}]", write=lambda text: _BRACKETS[text]),
     _Rule("-+", write=_dashes),
     _Rule("\\.{3,5}|(?:\\.[ \u00a0]){2,4}\\.|[\u0085\u2026]", write=_constant("...")),
     _Rule("@+|#+|_+|[?!]+|<<|>>"),

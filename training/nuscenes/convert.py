@@ -77,21 +77,15 @@ class NuScenesArguments:
     dataroot: str = field(metadata={"help": "folder in nuScenes format: samples/, maps/ and the tables' folder"})
     version: str = field(metadata={"help": "name of the tables' folder, for example v1.0-trainval"})
     output_dir: str = field(metadata={"help": "folder to write; see the top of this file for what it holds"})
-    drivelm_json: str | None = field(
-        default=None, metadata={"help": "keep the questions of this DriveLM file instead of writing some from boxes"}
-    )
+    drivelm_json: str | None = field(default=None, metadata={"help": "keep its questions, write none from boxes"})
     views: list[str] = field(
         default_factory=list,
         metadata={"help": f"extra views to draw: {' '.join(EXTRA_VIEWS)}", "choices": EXTRA_VIEWS},
     )
     seed: int = field(default=0, metadata={"help": "decides which questions are asked; every frame has its own draw"})
     max_distance: float = field(default=60.0, metadata={"help": "ask about objects up to so many metres away"})
-    min_pixels: float = field(
-        default=24.0, metadata={"help": "and with a longer side of so many pixels in a 1600x900 image"}
-    )
-    rig: str | None = field(
-        default=None, metadata={"help": "name or file of a rig with all cameras; default: as the calibration has it"}
-    )
+    min_pixels: float = field(default=24.0, metadata={"help": "and whose longer side has so many pixels of 1600x900"})
+    rig: str | None = field(default=None, metadata={"help": "name or file, with all cameras; default: as calibrated"})
     picture: str | None = field(default=None, metadata={"help": "draw a proof picture of one key frame to this file"})
     frame_token: str | None = field(default=None, metadata={"help": "the key frame of --picture; default: the first"})
 
@@ -293,9 +287,7 @@ def _link(link: Path, target: Path) -> None:
     if link.is_symlink():
         link.unlink()
     elif link.exists():
-        raise ValueError(
-            f"{link} is in the way: this stage puts a link to --dataroot there. Use another --output_dir."
-        )
+        raise ValueError(f"{link} is in the way of a link to --dataroot. Use another --output_dir.")
     link.symlink_to(target.resolve(), target_is_directory=True)
 
 

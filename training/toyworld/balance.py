@@ -118,13 +118,11 @@ def _choose(items: Iterable[Item], per_frame: int, rng: random.Random) -> list[I
 
 def _complete_existence(frames: Sequence[FrameQuestions], rng: random.Random) -> None:
     """Ask existence questions that are mostly answered yes in other frames too, where the answer is no."""
+    asked = [{item.question for item in frame.items} for frame in frames]
     surplus: Counter[str] = Counter()
-    asked: list[set[str]] = []
-    for frame in frames:
-        asked.append({item.question for item in frame.items})
-        for item in frame.items:
-            if item.question.startswith("Are there "):
-                surplus[item.question] += 1 if item.answer == "Yes." else -1
+    for item in (item for frame in frames for item in frame.items):
+        if item.question.startswith("Are there "):
+            surplus[item.question] += 1 if item.answer == "Yes." else -1
     order = list(range(len(frames)))
     rng.shuffle(order)
     turn = 0

@@ -75,22 +75,14 @@ class ToyWorldArguments:
     output_dir: str = field(metadata={"help": "folder to write; it must be empty or not exist"})
     seed: int = field(default=0, metadata={"help": "another seed is another world"})
     frames_per_scene: int = field(default=1, metadata={"help": "key frames in each scene"})
-    questions_per_frame: int = field(
-        default=40, metadata={"help": "how many questions a frame keeps on average; balancing moves it by a few"}
-    )
-    weathers: list[str] = field(
-        default_factory=lambda: list(WEATHERS), metadata={"help": "which weathers there are; one left out is unseen"}
-    )
+    questions_per_frame: int = field(default=40, metadata={"help": "on average; balancing moves it by a few"})
+    weathers: list[str] = field(default_factory=lambda: list(WEATHERS), metadata={"help": "those that there are"})
     width: int = field(
         default=400,
         metadata={"help": "picture width in pixels of a camera of 1600x900, a multiple of 16; others in proportion"},
     )
-    rig: str = field(
-        default="nuscenes", metadata={"help": "the cameras: nuscenes, four, seven or a YAML or JSON file"}
-    )
-    num_workers: int = field(
-        default_factory=lambda: os.cpu_count() or 1, metadata={"help": "processes; the result is the same"}
-    )
+    rig: str = field(default="nuscenes", metadata={"help": "the cameras: nuscenes, four, seven or a file"})
+    num_workers: int = field(default_factory=lambda: os.cpu_count() or 1, metadata={"help": "processes; same result"})
 
 
 class _Made(NamedTuple):

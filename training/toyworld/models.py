@@ -89,17 +89,15 @@ def build_streaks(item: ToyObject) -> list[Array]:
     if item.status != "moving":
         return []
     length, width, height = item.size
-    person = item.name == "pedestrian"
-    front, back = (-0.1, 0.7) if person else (length * 0.3, 1.8)
-    thick = height * 0.03 if person else min(0.13, height * 0.06)
-    streaks = []
-    for side in (-1, 1):
-        y = side * (width / 2 + (0.05 if person else 0.18))
-        for level in (0.3, 0.55, 0.8):
-            z = height * level
-            x0, x1 = -length / 2 - back, front
-            streaks.append(np.array([(x0, y, z), (x1, y, z), (x1, y, z + thick), (x0, y, z + thick)]))
-    return streaks
+    if item.name == "pedestrian":
+        x0, x1, apart, thick = -length / 2 - 0.7, -0.1, 0.05, height * 0.03
+    else:
+        x0, x1, apart, thick = -length / 2 - 1.8, length * 0.3, 0.18, min(0.13, height * 0.06)
+    return [
+        np.array([(x0, y, z), (x1, y, z), (x1, y, z + thick), (x0, y, z + thick)])
+        for y in (-(width / 2 + apart), width / 2 + apart)
+        for z in (height * 0.3, height * 0.55, height * 0.8)
+    ]
 
 
 def _shade(colour: Colour, light: float) -> Colour:
@@ -159,12 +157,12 @@ def _paint(item: ToyObject) -> Colour:
 
 def _wheels(item: ToyObject, places: tuple[float, ...], rx: float, rz: float) -> list[Face]:
     hub = (205, 205, 205) if item.status == "moving" else (80, 80, 84)
-    faces = []
-    for y in (-0.499, 0.499):
-        for x in places:
-            faces.append(_disc(x, y, rz, rx, rz, RUBBER, layer=2))
-            faces.append(_disc(x, y, rz, rx * 0.62, rz * 0.62, hub, layer=3))
-    return faces
+    return [
+        _disc(x, y, rz, rx * part, rz * part, colour, layer)
+        for y in (-0.499, 0.499)
+        for x in places
+        for part, colour, layer in ((1.0, RUBBER, 2), (0.62, hub, 3))
+    ]
 
 
 def _lamps(item: ToyObject, low: float, high: float, roof: float, roof_x: tuple[float, float]) -> list[Face]:

@@ -38,15 +38,10 @@ CATEGORY_NAMES = {
     "barrier": "movable_object.barrier",
     "traffic cone": "movable_object.trafficcone",
 }
-ATTRIBUTE_NAMES = (
-    "vehicle.moving",
-    "vehicle.parked",
-    "vehicle.stopped",
-    "cycle.with_rider",
-    "cycle.without_rider",
-    "pedestrian.moving",
-    "pedestrian.standing",
-)
+ATTRIBUTE_NAMES = """
+    vehicle.moving vehicle.parked vehicle.stopped cycle.with_rider cycle.without_rider pedestrian.moving
+    pedestrian.standing
+""".split()
 _VISIBILITY = (("1", "v0-40", 0.4), ("2", "v40-60", 0.6), ("3", "v60-80", 0.8), ("4", "v80-100", 1.01))
 _BEAMS, _STEPS = 32, 120
 _REACH = 50.0  # metres

@@ -220,18 +220,16 @@ def _skyline(seed: int, scene: int) -> tuple[NDArray[np.float32], NDArray[np.flo
 def _visible_polygon(camera: Camera, points: Array) -> Array | None:
     """Camera frame (n, 3) -> pixels (m, 2) of the part before the near plane; None if there is none."""
     before = points[:, 2] > _NEAR
-    if not before.any():
-        return None
-    if not before.all():
-        kept = []
-        for i in range(len(points)):
-            a, b = points[i - 1], points[i]
-            if before[i - 1] != before[i]:
-                kept.append(a + (b - a) * ((_NEAR - a[2]) / (b[2] - a[2])))
-            if before[i]:
-                kept.append(b)
-        points = np.array(kept)
-    return camera.project(points)
+    if before.all():
+        return camera.project(points)
+    kept = []
+    for i in range(len(points)):
+        a, b = points[i - 1], points[i]
+        if before[i - 1] != before[i]:
+            kept.append(a + (b - a) * ((_NEAR - a[2]) / (b[2] - a[2])))
+        if before[i]:
+            kept.append(b)
+    return camera.project(np.array(kept)) if kept else None
 
 
 def _block_of_box(camera: Camera, corners: Array) -> Block | None:
@@ -338,12 +336,11 @@ def _draw_shadow(canvas: _Canvas, item: ToyObject) -> None:
 
 def _draw_pole(canvas: _Canvas, item: ToyObject) -> None:
     """The pole of a traffic light is scenery: it hides what is behind it and belongs to no object."""
-    half = 0.09
-    x, y, _ = item.center
+    x, y, z = item.center
     camera = canvas.camera
     away = math.atan2(y - camera.translation[1], x - camera.translation[0])
-    side = np.array([-math.sin(away), math.cos(away), 0.0]) * half  # a strip that faces the camera
-    foot, head = np.array([x, y, 0.0]), np.array([x, y, item.center[2]])
+    side = np.array([-math.sin(away), math.cos(away), 0.0]) * 0.09  # a strip that faces the camera
+    foot, head = np.array([x, y, 0.0]), np.array([x, y, z])
     local = camera.to_camera(np.array([foot - side, foot + side, head + side, head - side]))
     filled = _fill(camera, local)
     if filled is None:

@@ -68,12 +68,8 @@ def find_truth(frame: ToyFrame, views: Mapping[str, View]) -> Truth:
         if clear:
             seen.append(_describe(index, item, best, sector(best), views[best]))
         for name, view in views.items():
-            pixels, unhidden, area = int(visible[name][index]), int(view.unhidden[index]), view.numbers.size
-            if (
-                not (name == best and clear)
-                and pixels >= _DOUBTFUL_AREA * area
-                and pixels >= _DOUBTFUL_SHARE * unhidden
-            ):
+            enough = max(_DOUBTFUL_AREA * view.numbers.size, _DOUBTFUL_SHARE * int(view.unhidden[index]))
+            if not (name == best and clear) and visible[name][index] >= enough:
                 doubtful.add((item.name, name))
                 if not clear or sector(name) != sector(best):
                     unclear.add((item.name, sector(name)))
