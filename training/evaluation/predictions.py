@@ -27,9 +27,6 @@ from training.stages.files import write_text
 SCORED = ("sighted", "text_only", "black", "wrong_scene")
 """Kinds of control under which the likelihoods of fixed choices are kept, for calibration."""
 
-OF_THE_ROW = ("question_id", "scene_token", "frame_token", "category", "tag", "question", "asked")
-"""What a prediction has as its question has it."""
-
 Frame = tuple[FrameRow, list[Row]]  # a frame and its questions
 Ask = Callable[[FrameRow, list[Row]], list[Prediction]]  # frame and its questions → predictions
 
@@ -194,7 +191,20 @@ def majority_predictions(train: Rows, rig: Rig) -> Ask:
 
 def make_prediction(row: Row, answer: str, error: str | None, visual_tokens: int) -> Prediction:
     """The prediction of a question that a control asks."""
-    said = {"answer": answer, "error": error, "visual_tokens": visual_tokens}
-    kind = {"type": question_type(row["question"], row["answer"]), "reference": row["answer"]}
-    camera = {"camera": row["camera"]} if "camera" in row else {}
-    return {**{key: row[key] for key in OF_THE_ROW}, **kind, **said, **camera}  # type: ignore[typeddict-item]
+    prediction: Prediction = {
+        "question_id": row["question_id"],
+        "scene_token": row["scene_token"],
+        "frame_token": row["frame_token"],
+        "category": row["category"],
+        "tag": row["tag"],
+        "question": row["question"],
+        "asked": row["asked"],
+        "type": question_type(row["question"], row["answer"]),
+        "reference": row["answer"],
+        "answer": answer,
+        "error": error,
+        "visual_tokens": visual_tokens,
+    }
+    if "camera" in row:
+        prediction["camera"] = row["camera"]
+    return prediction

@@ -79,8 +79,11 @@ def in_pixels(predictions: Sequence[Prediction], coordinates: str) -> Sequence[P
         raise ValueError(f"coordinates must be pixels, normalised or none; the data says {coordinates!r}")
     if coordinates != "normalised":
         return predictions
-    texts = ("question", "reference", "answer")
-    return [{**row, **{key: denormalise_coordinates(row[key]) for key in texts}} for row in predictions]  # type: ignore
+    undo = denormalise_coordinates
+    return [
+        {**row, "question": undo(row["question"]), "reference": undo(row["reference"]), "answer": undo(row["answer"])}
+        for row in predictions
+    ]
 
 
 def control_scores(
