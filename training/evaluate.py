@@ -53,6 +53,7 @@ from training.evaluation.scoring import all_scores, in_pixels, submission
 from training.stages.command_line import run
 from training.stages.files import command_of, is_done, whole, write_json
 
+VERSIONS = (torch, transformers, peft, np)
 LOADED_WITH = ("num_queries", "image_splitting", "load_in_4bit", "precision")  # options of `load_answerer`
 
 
@@ -230,7 +231,7 @@ def main(args: EvaluateArguments) -> Metrics:
             "checkpoint": checkpoint,
             "cameras": cameras,
             "coordinates": coordinates,
-            "versions": _versions(),
+            "versions": {"python": platform.python_version(), **{one.__name__: one.__version__ for one in VERSIONS}},
             "counts": counts_of(frames, results),
             **words_of(scores["results"]),
             **scores,
@@ -240,11 +241,6 @@ def main(args: EvaluateArguments) -> Metrics:
     write_json(output_dir / "metrics.json", metrics)
     _print_summary(metrics, output_dir)
     return metrics
-
-
-def _versions() -> dict[str, str]:
-    modules = (torch, transformers, peft, np)
-    return {"python": platform.python_version(), **{module.__name__: module.__version__ for module in modules}}
 
 
 def _print_summary(metrics: Metrics, output_dir: Path) -> None:

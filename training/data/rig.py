@@ -132,10 +132,12 @@ class Rig:
         >>> NUSCENES.named_in("Are there cars to the back left of the ego car?")
         ('CAM_BACK_LEFT',)
         """
-        tagged = set(_TAGGED.findall(question)) | {name for name in self.names if _names(question, name)}
+        named = set(_TAGGED.findall(question))
+        # Names in small letters may be everyday words.
+        named |= {name for name in self.names if not name.islower() and re.search(rf"\b{name}\b", question)}
         places = set(PLACE.findall(question))
         places |= {word for word, said in (("front", _IN_FRONT), ("back", _BEHIND)) if said.search(question)}
-        return tuple(mount.name for mount in self.mounts if mount.name in tagged or mount.sector in places)
+        return tuple(mount.name for mount in self.mounts if mount.name in named or mount.sector in places)
 
     def to_table(self) -> dict[str, dict[str, Any]]:
         """As a rig file and `dataset.json` hold it: {name: {azimuth, ...}} without what is not known."""
@@ -147,11 +149,6 @@ class Rig:
             name: {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
             for name, fields in known.items()
         }
-
-
-def _names(question: str, name: str) -> bool:
-    """Whether a question calls a camera by a name that cannot be an everyday word."""
-    return not name.islower() and re.search(rf"\b{re.escape(name)}\b", question) is not None
 
 
 def question_place(sector: str) -> str:

@@ -177,13 +177,6 @@ def _what_are_objects(sectors: dict[str, list[SceneObject]]) -> list[dict[str, s
     return questions
 
 
-def _predicate(status: str, count: int) -> str:
-    """What follows the verb: `moving`, `with a rider`, `without riders`."""
-    if status in _CYCLE:
-        return status.replace(" rider", " a rider" if count == 1 else " riders")
-    return status
-
-
 def _status_answer(name: str, group: Sequence[SceneObject]) -> str:
     counts = {status: sum(item.status == status for item in group) for status in STATUSES[name]}
     present = sorted((status for status in counts if counts[status]), key=lambda status: -counts[status])
@@ -196,7 +189,8 @@ def _status_answer(name: str, group: Sequence[SceneObject]) -> str:
             subject = _counted(count, name)
         else:
             subject = f"{word} of the {plural(name)}"
-        parts.append(f"{subject} {'is' if count == 1 else 'are'} {_predicate(status, count)}")
+        predicate = status.replace(" rider", " a rider" if count == 1 else " riders")
+        parts.append(f"{subject} {'is' if count == 1 else 'are'} {predicate}")
     head = ", ".join(parts[:-1])
     sentence = f"{head}, and {parts[-1]}" if head else parts[0]
     return f"{sentence[0].upper()}{sentence[1:]}."

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from training.evaluation.controls import BLIND, Control
+from training.evaluation.figures import words
 from training.evaluation.plots import Point, gap_figure, lines_figure
 from training.evaluation.results import IntervalFigures, Run
-from training.evaluation.tables import words
 
 Plot = dict[str, str]  # title, text and image
 

@@ -84,6 +84,11 @@ def known_figures() -> dict[str, Figure | None]:
     return {**SHARES, **measured, **ELSEWHERE, **dict.fromkeys(DETAILS)}
 
 
+def words(name: str) -> str:
+    """A type or category as readers write it."""
+    return KINDS.get(name, name.replace("_", " "))
+
+
 def title_of(name: str) -> str:
     """What readers call a figure, such as "coco.bleu_4".
 
@@ -108,10 +113,10 @@ def figures_of(scores: Mapping[str, Any]) -> list[FigureWords]:
         name, word = _known(place, known)
         figure = known[name]
         if figure is not None:
-            title = figure.title.format(KINDS.get(word, word.replace("_", " ")))
+            title = figure.title.format(words(word))
             interval = figure.interval and figure.interval.format(word)
             found[name].append({"title": title, "place": list(place), "interval": interval})
-    return [words for name in found for words in found[name]]
+    return [shown for name in found for shown in found[name]]
 
 
 def value_at(scores: Mapping[str, Any], place: Sequence[str]) -> Any:

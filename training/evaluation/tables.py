@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from training.evaluation.controls import BLIND, Control
-from training.evaluation.figures import KINDS, figures_of, value_at
+from training.evaluation.figures import figures_of, value_at, words
 from training.evaluation.results import Run
 
 Table = dict[str, Any]
@@ -24,11 +24,6 @@ def points(value: float | None) -> str:
 def decimal(value: float | None) -> str:
     """Three decimals."""
     return "–" if value is None else f"{value:.3f}"
-
-
-def words(name: str) -> str:
-    """A type or category as readers write it."""
-    return KINDS.get(name, name.replace("_", " "))
 
 
 def figure_text(value: Any) -> str:

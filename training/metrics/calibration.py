@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import softmax
 
 BINS = 10  # of equal width over the confidence, of the ECE and the reliability diagram
 
@@ -29,11 +30,9 @@ def choice_probabilities(log_likelihoods: ArrayLike) -> NDArray[np.float64]:
     logs = np.asarray(log_likelihoods, dtype=np.float64)
     if logs.ndim != 2 or logs.shape[0] < 1 or logs.shape[1] < 2:
         raise ValueError(f"log_likelihoods must be (questions >= 1, choices >= 2), got shape {logs.shape}")
-    best = logs.max(axis=1, keepdims=True)
-    if not np.isfinite(best).all():
+    if not np.isfinite(logs.max(axis=1)).all():
         raise ValueError("log_likelihoods must not be NaN or +inf, and each row needs a finite entry")
-    weights = np.exp(logs - best)
-    return weights / weights.sum(axis=1, keepdims=True)
+    return softmax(logs, axis=1)
 
 
 def calibration_scores(probabilities: ArrayLike, labels: Sequence[int]) -> dict[str, Any]:

@@ -78,10 +78,7 @@ class NuScenesArguments:
     version: str = field(metadata={"help": "name of the tables' folder, for example v1.0-trainval"})
     output_dir: str = field(metadata={"help": "folder to write; see the top of this file for what it holds"})
     drivelm_json: str | None = field(default=None, metadata={"help": "keep its questions, write none from boxes"})
-    views: list[str] = field(
-        default_factory=list,
-        metadata={"help": f"extra views to draw: {' '.join(EXTRA_VIEWS)}", "choices": EXTRA_VIEWS},
-    )
+    views: list[str] = field(default_factory=list, metadata={"help": f"extra ones to draw: {' '.join(EXTRA_VIEWS)}"})
     seed: int = field(default=0, metadata={"help": "decides which questions are asked; every frame has its own draw"})
     max_distance: float = field(default=60.0, metadata={"help": "ask about objects up to so many metres away"})
     min_pixels: float = field(default=24.0, metadata={"help": "and whose longer side has so many pixels of 1600x900"})

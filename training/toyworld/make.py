@@ -183,13 +183,11 @@ def _describe_scene(frame: ToyFrame) -> str:
 def _write_drivelm(
     path: Path, scenes: list[list[_Made]], key_frames: Callable[[_Made], dict[str, dict[str, Any]]]
 ) -> None:
-    def contents() -> Iterator[tuple[str, str, dict[str, Any]]]:
-        for scene in scenes:
-            first = scene[0].frame
-            frames = {token: frame for item in scene for token, frame in key_frames(item).items()}
-            yield first.scene_token, _describe_scene(first), frames
+    def content(scene: list[_Made]) -> tuple[str, str, dict[str, Any]]:
+        frames = {token: frame for item in scene for token, frame in key_frames(item).items()}
+        return scene[0].frame.scene_token, _describe_scene(scene[0].frame), frames
 
-    write_scenes(path, contents())
+    write_scenes(path, map(content, scenes))
 
 
 def _key_frame(made: _Made) -> dict[str, Any]:

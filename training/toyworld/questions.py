@@ -338,8 +338,8 @@ def _planning(scene: _Scene) -> list[Item]:
         behind = seen.sector == "back" and moves(seen.item) and abs(seen.item.across) < 1.75
         risks = {"goes straight and keeps the same speed": near, "steps on the brakes": behind}
         for side in ("left", "right"):
-            beside = scene.moving and _before_on(side, seen) and seen.item.distance <= 9.0
-            risks[f"turns {side} at a constant speed"] = beside
+            before = seen.sector == f"front {side}" or (seen.sector == side and seen.item.center[0] > 0)
+            risks[f"turns {side} at a constant speed"] = scene.moving and before and seen.item.distance <= 9.0
         for action, high in risks.items():
             items.append(_closed("planning", f"{after} {action}?", "High." if high else "Low.", "exact", _ACCURACY))
     question = "Will water droplets on the glass affect the driver's line of sight?"
@@ -358,11 +358,6 @@ def _planning(scene: _Scene) -> list[Item]:
         question = "What is the priority of the objects that the ego vehicle should consider?(in descending order)"
         items.append(_closed("planning", question, f"{', '.join(considered)}.", "open", _MATCH))
     return items
-
-
-def _before_on(side: str, seen: Seen) -> bool:
-    """Whether the ego car would turn to an object that stands to this side."""
-    return seen.sector == f"front {side}" or (seen.sector == side and seen.item.center[0] > 0)
 
 
 def _actions(scene: _Scene) -> list[Item]:
