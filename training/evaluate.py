@@ -53,6 +53,9 @@ from training.evaluation.scoring import all_scores, in_pixels, submission
 from training.stages.command_line import run
 from training.stages.files import command_of, is_done, whole, write_json
 
+VERSIONS = (torch, transformers, peft, np)
+LOADED_WITH = ("num_queries", "image_splitting", "load_in_4bit", "precision")  # options of `load_answerer`
+
 
 @dataclass
 class EvaluateArguments:
@@ -65,22 +68,14 @@ class EvaluateArguments:
         default_factory=lambda: ["blind"],
         metadata={"help": "Control names and groups: all, blind, cameras, corruptions, questions."},
     )
-    severities: list[int] = field(
-        default_factory=lambda: [1, 3, 5], metadata={"help": "Severities of the group corruptions, 1 to 5."}
-    )
-    budgets: list[int] = field(
-        default_factory=list, metadata={"help": "Also evaluate sighted with these numbers of queries per camera."}
-    )
-    num_queries: int | None = field(
-        default=None, metadata={"help": "Queries per camera (SmolDriver); default: the checkpoint's."}
-    )
+    severities: list[int] = field(default_factory=lambda: [1, 3, 5], metadata={"help": "Of corruptions, 1 to 5."})
+    budgets: list[int] = field(default_factory=list, metadata={"help": "Sighted with so many queries per camera too."})
+    num_queries: int | None = field(default=None, metadata={"help": "Queries per camera; default: the SmolDriver's."})
     cameras: list[str] | None = field(default=None, metadata={"help": "Cameras to show; default: all there are."})
     image_splitting: bool = field(default=False, metadata={"help": "Show a SmolVLM tiles, as it ships."})
     load_in_4bit: bool = field(default=False, metadata={"help": "The language model in NF4."})
     precision: str = field(default="fp32", metadata={"help": "fp32, bf16 or int8 (SmolDriver on a CPU)."})
-    max_frames: int | None = field(
-        default=None, metadata={"help": "Evaluate only so many frames, chosen by hash: fewer are among more."}
-    )
+    max_frames: int | None = field(default=None, metadata={"help": "Only so many, by hash: fewer are among more."})
     max_new_tokens: int = field(default=64, metadata={"help": "Tokens of the longest answer."})
     batch_size: int = field(default=16, metadata={"help": "Questions decoded side by side."})
     seed: int = field(default=0, metadata={"help": "Of wrong scenes, permutations, noise and bootstrap."})
@@ -139,7 +134,7 @@ def check_run(args: EvaluateArguments, identity: dict[str, Any], output_dir: Pat
     Raises:
         ValueError: `output_dir` holds predictions made with other settings.
     """
-    options = ("split", "num_queries", "image_splitting", "load_in_4bit", "precision", "max_new_tokens", "seed")
+    options = (*LOADED_WITH, "split", "max_new_tokens", "seed")
     identity = {**identity, **{name: getattr(args, name) for name in options}}
     file = output_dir / "made_with.json"
     older = output_dir / "run.json"  # its name when it was also that of a recipe's record, which is another thing
@@ -213,15 +208,8 @@ def main(args: EvaluateArguments) -> Metrics:
     rig, coordinates = rows.rig, read_dataset_info(rows.path)["options"]["coordinates"]
     frames = choose_frames(rows, args.max_frames)
     pool = [frame for frame, _ in rows.frames()]
-    answerer = load_answerer(
-        args.checkpoint,
-        args.cameras or rows.cameras,
-        adapter=args.adapter,
-        load_in_4bit=args.load_in_4bit,
-        precision=args.precision,
-        num_queries=args.num_queries,
-        image_splitting=args.image_splitting,
-    )
+    options = {name: getattr(args, name) for name in (*LOADED_WITH, "adapter")}
+    answerer = load_answerer(args.checkpoint, args.cameras or rows.cameras, **options)
     cameras = shown_cameras(args.cameras, answerer.cameras, rows)
     controls = asked_controls(args, answerer, cameras, pool)
     checkpoint = model_files(args, answerer)
@@ -231,8 +219,8 @@ def main(args: EvaluateArguments) -> Metrics:
     results = answer_controls(model, controls, frames, args)
     if isinstance(answerer, SmolDriverAnswerer) and args.attention_frames > 0:
         save_attention(answerer, frames[: args.attention_frames], cameras, rig, output_dir / "attention.npz")
-    options = {"resamples": args.resamples, "seed": args.seed}
-    scores = all_scores(results, rig, coordinates, bert_model=args.bert_model, **options)
+    bootstrap = {"resamples": args.resamples, "seed": args.seed}
+    scores = all_scores(results, rig, coordinates, bert_model=args.bert_model, **bootstrap)
     metrics: Metrics = without_nan(
         {
             "command": command_of("evaluate", args),
@@ -243,7 +231,7 @@ def main(args: EvaluateArguments) -> Metrics:
             "checkpoint": checkpoint,
             "cameras": cameras,
             "coordinates": coordinates,
-            "versions": _versions(),
+            "versions": {"python": platform.python_version(), **{one.__name__: one.__version__ for one in VERSIONS}},
             "counts": counts_of(frames, results),
             **words_of(scores["results"]),
             **scores,
@@ -253,11 +241,6 @@ def main(args: EvaluateArguments) -> Metrics:
     write_json(output_dir / "metrics.json", metrics)
     _print_summary(metrics, output_dir)
     return metrics
-
-
-def _versions() -> dict[str, str]:
-    modules = (torch, transformers, peft, np)
-    return {"python": platform.python_version(), **{module.__name__: module.__version__ for module in modules}}
 
 
 def _print_summary(metrics: Metrics, output_dir: Path) -> None:

@@ -81,18 +81,12 @@ class PrepareArguments:
     coordinates: Literal["pixels", "normalised", "none"] = field(
         default="pixels", metadata={"help": "keep coordinates, make them shares of the image, or drop such questions"}
     )
-    categories: list[str] = field(
-        default_factory=lambda: list(CATEGORIES), metadata={"help": "question categories to keep"}
-    )
-    questions: str | None = field(
-        default=None, metadata={"help": "regular expression; questions in which it finds nothing are left out"}
-    )
+    categories: list[str] = field(default_factory=lambda: list(CATEGORIES), metadata={"help": "categories to keep"})
+    questions: str | None = field(default=None, metadata={"help": "regular expression that finds something in them"})
     split: Literal["by_scene", "train", "validation", "test"] = field(
         default="by_scene", metadata={"help": "80/10/10 by scene, or one split for everything"}
     )
-    rig: str | None = field(
-        default=None, metadata={"help": "name or file of the cameras; default: rig.json beside the file, or nuScenes'"}
-    )
+    rig: str | None = field(default=None, metadata={"help": "name or file; default: rig.json beside it, or nuScenes'"})
     verify_images: bool = field(default=False, metadata={"help": "decode every image to find broken files"})
 
     def __post_init__(self) -> None:
@@ -135,7 +129,7 @@ def main(args: PrepareArguments) -> dict[str, Any]:
     info: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "image_root": _stored_root(image_root.resolve(), output_dir),
-        "source": _describe(source),
+        "source": {"file": source.name, "bytes": source.stat().st_size, "sha256": sha256(source)},
         "options": {key: value for key, value in asdict(args).items() if key not in _TOLD_ELSEWHERE},
         "rig": rig.to_table(),
         "generated": (image_root / "toyworld.json").is_file(),
@@ -177,13 +171,10 @@ def _write(
             tokens = {"scene_token": frame.scene_token, "frame_token": frame.frame_token}
             tables.add(split, {**tokens, **views}, list(_questions(frame, rig, args, report)))
         tables.finish()
-    losses = report.to_dict()
-    dropped = {reason: entry["count"] for reason, entry in losses["dropped"].items()}
+    dropped = {reason: entry["count"] for reason, entry in report.losses["dropped"].items()}
     if args.strict and dropped:
-        lines = [
-            f"{entry['count']} x {reason}, e.g. {entry['examples'][0]}" for reason, entry in losses["dropped"].items()
-        ]
-        raise ValueError(f"{source}: --strict, and these would be dropped:\n  " + "\n  ".join(lines))
+        lines = [f"{source}: --strict, and these would be dropped:", *_told(report.losses["dropped"])]
+        raise ValueError("\n  ".join(lines))
     if not sum(counts["questions"] for counts in tables.counts.values()):
         hint = "; a file with hidden answers needs --split test" if "empty answer" in dropped else ""
         if any("unknown camera" in reason for reason in dropped):
@@ -195,27 +186,24 @@ def _write(
     return {
         "split_hash": split_hash(tables.splits),
         "counts": {split: _in_order(tables.counts[split]) for split in SPLITS if split in tables.counts},
-        "report": losses,
+        "report": report.losses,
         "files": {str(file.relative_to(folder)): file.stat().st_size for file in sorted(folder.rglob("*.parquet"))},
     }
 
 
 def _check_cameras(frame: Frame, rig: Rig, what: str) -> None:
-    unknown = [name for name in frame.image_paths if name not in rig and name not in EXTRA_VIEWS]
+    unknown = ", ".join(name for name in frame.image_paths if name not in rig and name not in EXTRA_VIEWS)
     if unknown:
-        raise ValueError(
-            f"{what} has {', '.join(rig.names)}; frame {frame.scene_token}_{frame.frame_token} has images of "
-            f"{', '.join(unknown)}"
-        )
+        where = f"frame {frame.scene_token}_{frame.frame_token}"
+        raise ValueError(f"{what} has {', '.join(rig.names)}; {where} has images of {unknown}")
 
 
 def _views(frame: Frame, rig: Rig, images: ImageFinder, report: Report) -> Iterator[tuple[str, str]]:
     """The views of a frame that have an image: (name, path under the image root)."""
+    where = f"{frame.scene_token}_{frame.frame_token}"
     for name, path in frame.image_paths.items():
         if name not in rig and name not in EXTRA_VIEWS:
-            report.add(
-                "dropped", "unknown camera in image_paths", f"{name} in {frame.scene_token}_{frame.frame_token}"
-            )
+            report.add("dropped", "unknown camera in image_paths", f"{name} in {where}")
             continue
         found, problem = images.find(path)
         if found is not None:
@@ -224,7 +212,7 @@ def _views(frame: Frame, rig: Rig, images: ImageFinder, report: Report) -> Itera
             report.add("dropped", str(problem), path)
     for name in rig.names:
         if name not in frame.image_paths:
-            report.add("noted", "camera not in image_paths", f"{name} in {frame.scene_token}_{frame.frame_token}")
+            report.add("noted", "camera not in image_paths", f"{name} in {where}")
 
 
 def _questions(frame: Frame, rig: Rig, args: PrepareArguments, report: Report) -> Iterator[dict[str, Any]]:
@@ -276,10 +264,6 @@ def _loss(question: Question, rig: Rig, args: PrepareArguments) -> tuple[str, st
     return None
 
 
-def _describe(source: Path) -> dict[str, Any]:
-    return {"file": source.name, "bytes": source.stat().st_size, "sha256": sha256(source)}
-
-
 def _stored_root(image_root: Path, output_dir: Path) -> str:
     """The image root for `dataset.json`: relative where one folder holds the other, so both can move together."""
     if image_root.is_relative_to(output_dir) or output_dir.is_relative_to(image_root):
@@ -292,13 +276,9 @@ def _check_output(output_dir: Path) -> None:
     for folder in (output_dir, output_dir / "frames", output_dir / "questions"):
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"{folder} is no folder; use another --output_dir")
-    for name in ("frames", "questions"):
-        if (output_dir / name).exists() and any(
-            not file.name.endswith(".parquet") for file in (output_dir / name).iterdir()
-        ):
-            raise ValueError(
-                f"{output_dir / name} holds files that training.prepare did not write; use another folder"
-            )
+    for folder in (output_dir / "frames", output_dir / "questions"):
+        if folder.exists() and any(file.suffix != ".parquet" for file in folder.iterdir()):
+            raise ValueError(f"{folder} holds files that training.prepare did not write; use another folder")
 
 
 def _unchanged(output_dir: Path, image_root: Path, info: dict[str, Any]) -> dict[str, Any] | None:
@@ -336,10 +316,12 @@ def _summary(output_dir: Path, info: dict[str, Any]) -> str:
     lines = [f"{output_dir}: split hash {info['split_hash'][:12]}"]
     for split, counts in info["counts"].items():
         lines.append(f"  {split}: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
-    for kind, reasons in info["report"].items():
-        for reason, entry in reasons.items():
-            lines.append(f"  {kind}: {entry['count']} x {reason}, e.g. {entry['examples'][0]}")
+    lines += [f"  {kind}: {line}" for kind, reasons in info["report"].items() for line in _told(reasons)]
     return "\n".join(lines)
+
+
+def _told(reasons: dict[str, dict[str, Any]]) -> list[str]:
+    return [f"{entry['count']} x {reason}, e.g. {entry['examples'][0]}" for reason, entry in reasons.items()]
 
 
 if __name__ == "__main__":

@@ -36,9 +36,7 @@ class ReportArguments:
     runs: list[str] = field(metadata={"help": "Folders written by training.evaluate, best known first."})
     output: str = field(metadata={"help": "The HTML file to write."})
     data: str | None = field(default=None, metadata={"help": "Prepared folder of the runs, for the gallery."})
-    losses: list[str] = field(
-        default_factory=list, metadata={"help": "metrics.jsonl files of training runs, or NAME=FILE."}
-    )
+    losses: list[str] = field(default_factory=list, metadata={"help": "metrics.jsonl of training runs, or NAME=FILE."})
     title: str = field(default="Does it look?", metadata={"help": "Heading of the page."})
     gallery_frames: int = field(default=8, metadata={"help": "Frames in the gallery; 0 for none."})
     questions_per_frame: int = field(default=40, metadata={"help": "Questions per frame in the gallery, at most."})
@@ -47,10 +45,6 @@ class ReportArguments:
 def in_controls_table(control: Control) -> bool:
     """Absent objects have a table of their own: their questions are others."""
     return control.group in ("blind", "cameras") or control.kind == "paraphrase"
-
-
-def in_corruptions_table(control: Control) -> bool:
-    return control.group == "corruptions"
 
 
 def main(args: ReportArguments) -> Path:
@@ -72,7 +66,7 @@ def main(args: ReportArguments) -> Path:
         types=kinds_table(runs, "by_type"),
         figures=make_plots(runs, named_losses(args.losses)),
         controls={run.name: controls_table(run, in_controls_table) for run in runs},
-        corruptions={run.name: controls_table(run, in_corruptions_table) for run in runs},
+        corruptions={run.name: controls_table(run, lambda control: control.group == "corruptions") for run in runs},
         hallucination=hallucination_table(runs),
         calibration=calibration_table(runs),
         frames=frames,

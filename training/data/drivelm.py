@@ -45,28 +45,20 @@ _BOX = re.compile(rf"\(([^(),]+), ([^(),]+), {_NUMBER}, {_NUMBER}, {_NUMBER}, {_
 
 _BOX_REQUEST = "x1, y1, x2, y2"
 _READ_BYTES = 1 << 22
-_SPACE = " \t\n\r"
+_SPACE = re.compile(r"[ \t\n\r]*")
 _LONGEST_TOKEN = 16
 """More characters than any JSON token but a string has: an error further from the end is no matter of a cut token."""
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question of a key frame.
+    """One question of a key frame."""
 
-    Attributes:
-        number: position among all questions of the frame, as the challenge counts them.
-        category: a key of the frame's `QA`, normally one of `CATEGORIES`.
-        question: stripped; empty where the file has none.
-        answer: stripped; empty where the file has none, as in challenge files with hidden answers.
-        tag: the metrics that the challenge applies (0 accuracy, 1 GPT, 2 language, 3 match); None in train files.
-    """
-
-    number: int
-    category: str
-    question: str
-    answer: str
-    tag: tuple[int, ...] | None
+    number: int  # position among all questions of the frame, as the challenge counts them
+    category: str  # a key of the frame's `QA`, normally one of `CATEGORIES`
+    question: str  # stripped; empty where the file has none
+    answer: str  # the same; challenge files with hidden answers have none
+    tag: tuple[int, ...] | None  # the `METRICS` that the challenge applies, by number; None in train files
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,9 +181,8 @@ def has_malformed_tag(text: str) -> bool:
 
 def uses_coordinates(question: str, answer: str) -> bool:
     """Whether a question or its answer holds object tags or boxes, or asks for boxes."""
-    return _BOX_REQUEST in question or any(
-        pattern.search(text) for text in (question, answer) for pattern in (PIXEL_TAG, _BOX)
-    )
+    held = (pattern.search(text) for text in (question, answer) for pattern in (PIXEL_TAG, _BOX))
+    return _BOX_REQUEST in question or any(held)
 
 
 def normalise_coordinates(text: str) -> str:
@@ -231,10 +222,9 @@ def _parse_frame(scene_token: str, frame_token: str, frame: Any, where: str) -> 
     for camera, image_path in image_paths.items():
         _expect(image_path, str, f"{where}, image_paths, {camera}")
         _reject_surrogates(image_path, f"{where}, image_paths, {camera}")
-    order = [*CATEGORIES, *(category for category in by_category if category not in CATEGORIES)]
     items = [
         (category, item)
-        for category in order
+        for category in dict.fromkeys((*CATEGORIES, *by_category))
         for item in _optional(by_category.get(category), list, f"{where}, QA, {category}")
     ]
     questions = [_parse_question(number, *item, f"{where}, question {number}") for number, item in enumerate(items)]
@@ -278,16 +268,13 @@ def _reject_surrogates(text: str, where: str) -> None:
 
 
 def _scale(text: str, tag: re.Pattern[str], tag_decimals: int, box_decimals: int, factors: tuple[float, float]) -> str:
-    def scale(values: tuple[str | Any, ...], decimals: int) -> list[str]:
-        return [f"{float(value) * factors[i % 2]:.{decimals}f}" for i, value in enumerate(values)]  # x, y, x, y
+    def scaled(match: re.Match[str], decimals: int, comma: str) -> str:
+        values = [float(value) * factors[i % 2] for i, value in enumerate(match.groups()[2:])]  # x, y, x, y
+        parts = [match[1], match[2], *(f"{value:.{decimals}f}" for value in values)]
+        return f"{match[0][0]}{comma.join(parts)}{match[0][-1]}"  # in the same brackets
 
-    def scale_tag(match: re.Match[str]) -> str:
-        return f"<{','.join([match[1], match[2], *scale(match.groups()[2:], tag_decimals)])}>"
-
-    def scale_box(match: re.Match[str]) -> str:
-        return f"({', '.join([match[1], match[2], *scale(match.groups()[2:], box_decimals)])})"
-
-    return _BOX.sub(scale_box, tag.sub(scale_tag, text))
+    text = tag.sub(lambda match: scaled(match, tag_decimals, ","), text)
+    return _BOX.sub(lambda match: scaled(match, box_decimals, ", "), text)
 
 
 class _ObjectReader:
@@ -312,26 +299,23 @@ class _ObjectReader:
         """Yield (key, value, byte position of the key); raise ValueError with a byte position if that fails."""
         seen: set[str] = set()
         self._take("{", "a JSON object of scenes")
-        if self._peek() == "}":
-            self._take("}", "")
-        else:
-            while True:
-                position = self._position(self._index)
-                self._mark = (self._index, position)
-                if self._peek() != '"':
-                    self._fail("expected a scene token in quotes", self._index)
-                key = self._value()
-                if key in seen:
-                    raise ValueError(f"{self._name}: key {key!r} appears a second time at byte {position}")
-                seen.add(key)
-                self._take(":", "':'")
+        more = self._peek() != "}"
+        while more:
+            position = self._position(self._index)
+            self._mark = (self._index, position)
+            if self._peek() != '"':
+                self._fail("expected a scene token in quotes", self._index)
+            key = self._value()
+            if key in seen:
+                raise ValueError(f"{self._name}: key {key!r} appears a second time at byte {position}")
+            seen.add(key)
+            self._take(":", "':'")
+            yield key, self._value(), position
+            more = self._peek() == ","
+            if more:
+                self._take(",", "','")
                 self._peek()
-                yield key, self._value(), position
-                if self._peek() != ",":
-                    break
-                self._take(",", "")
-                self._peek()
-            self._take("}", "',' or '}'")
+        self._take("}", "',' or '}'")
         if self._peek():
             self._fail("expected the end of the file", self._index)
 
@@ -348,17 +332,15 @@ class _ObjectReader:
             except ValueError as error:
                 raise ValueError(f"{self._name}: {error}, after byte {self._position(self._index)}") from None
             except RecursionError:
-                raise ValueError(
-                    f"{self._name}: objects and lists are nested too deeply, after byte {self._position(self._index)}"
-                ) from None
+                where = f"after byte {self._position(self._index)}"
+                raise ValueError(f"{self._name}: objects and lists are nested too deeply, {where}") from None
             if not (cut and self._load()):
                 self._fail(failure.msg, failure.pos)
 
     def _peek(self) -> str:
         """Skip white space; return the next character without reading it, "" at the end of the file."""
         while True:
-            while self._index < len(self._window) and self._window[self._index] in _SPACE:
-                self._index += 1
+            self._index = _SPACE.match(self._window, self._index).end()  # type: ignore[union-attr]  # matches always
             if self._index < len(self._window):
                 return self._window[self._index]
             if not self._load():
@@ -377,10 +359,8 @@ class _ObjectReader:
         try:
             text = self._utf8.decode(data, final=not data)
         except UnicodeDecodeError as error:
-            position = self._loaded - pending + error.start
-            raise ValueError(
-                f"{self._name} is no UTF-8 text at byte {position} of {self._size}: {error.reason}"
-            ) from None
+            where = f"at byte {self._loaded - pending + error.start} of {self._size}"
+            raise ValueError(f"{self._name} is no UTF-8 text {where}: {error.reason}") from None
         if not data:
             return False
         self._mark = (0, self._position(self._index))

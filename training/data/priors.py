@@ -117,14 +117,6 @@ def _right_from_others(answers: Counter[str]) -> int:
     return first if first - 1 > second else 0
 
 
-def _best(by_template: Mapping[str, Counter[str]]) -> int:
-    return sum(_most_frequent(counts)[1] for counts in by_template.values())
-
-
-def _best_from_others(by_template: Mapping[str, Counter[str]]) -> int:
-    return sum(_right_from_others(counts) for counts in by_template.values())
-
-
 def _priors(triples: Sequence[tuple[str, str, str]], examples: int) -> dict[str, Any]:
     by_template, answers = _count((template, answer) for template, _, answer in triples)
     by_wording, _ = _count((wording, answer) for _, wording, answer in triples)
@@ -139,10 +131,10 @@ def _priors(triples: Sequence[tuple[str, str, str]], examples: int) -> dict[str,
         "yes": first_words["yes"] / total,
         "no": first_words["no"] / total,
         "best_constant": {"answer": constant, "accuracy": hits / total},
-        "best_per_template": _best(by_template) / total,
-        "best_per_template_others": _best_from_others(by_template) / total,
-        "best_per_wording": _best(by_wording) / total,
-        "best_per_wording_others": _best_from_others(by_wording) / total,
+        "best_per_template": sum(_most_frequent(counts)[1] for counts in by_template.values()) / total,
+        "best_per_template_others": sum(map(_right_from_others, by_template.values())) / total,
+        "best_per_wording": sum(_most_frequent(counts)[1] for counts in by_wording.values()) / total,
+        "best_per_wording_others": sum(map(_right_from_others, by_wording.values())) / total,
         "top_templates": [
             {
                 "template": template,

@@ -25,7 +25,7 @@ Read one with `read_rig("four")`, `read_rig("fleet.yaml")` or, of prepared data,
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -46,28 +46,22 @@ SECTOR_WORDS = ("front left", "front right", "back left", "back right", "front",
 """All words a sector can have, those of two words first, as a regular expression needs them."""
 
 _FIELDS = ("azimuth", "place", "size", "field_of_view")
-_PLACE = re.compile(rf"\b(?:to|in|at) the ({'|'.join(SECTOR_WORDS)})(?: view\b| of (?:the )?ego\b)")
+PLACE = re.compile(rf"\b(?:to|in|at) the ({'|'.join(SECTOR_WORDS)})(?: view\b| of (?:the )?ego\b)")
 _IN_FRONT, _BEHIND = re.compile(r"\bin front of (?:the )?ego\b"), re.compile(r"\bbehind (?:the )?ego\b")
 _TAGGED = re.compile(r"<c\d+,(\w+),")
 
 
 @dataclass(frozen=True)
 class Mount:
-    """A camera on the car; None is what the rig's table does not say.
+    """A camera on the car; None is what the rig's table does not say."""
 
-    Attributes:
-        name: what data, prompts and weights call it.
-        azimuth: degrees to the left of straight ahead, above -180 and up to 180.
-        place: x forward, y left, z up, in metres from the ground below the rear axle.
-        size: width and height of its pictures in pixels.
-        field_of_view: degrees from the left to the right border.
-    """
-
-    name: str
-    azimuth: float
-    place: tuple[float, float, float] | None = None
-    size: tuple[int, int] | None = None
-    field_of_view: float | None = None
+    name: str  # what data, prompts and weights call it
+    azimuth: float  # degrees to the left of straight ahead, above -180 and up to 180
+    place: tuple[float, float, float] | None = (
+        None  # x ahead, y left, z up, metres from the ground below the rear axle
+    )
+    size: tuple[int, int] | None = None  # width and height of its pictures in pixels
+    field_of_view: float | None = None  # degrees from the left to the right border
 
     @property
     def sector(self) -> str:
@@ -129,9 +123,8 @@ class Rig:
         words = " ".join(swapped.get(word, word) for word in mount.sector.split())
         if words == mount.sector:
             return None
-        return min(
-            self.sectors.get(words, ()), key=lambda other: abs(self[other].azimuth + mount.azimuth), default=None
-        )
+        others = self.sectors.get(words, ())
+        return min(others, key=lambda other: abs(self[other].azimuth + mount.azimuth), default=None)
 
     def named_in(self, question: str) -> tuple[str, ...]:
         """The cameras that a question names, by sector words or object tags, in the rig's order.
@@ -139,27 +132,23 @@ class Rig:
         >>> NUSCENES.named_in("Are there cars to the back left of the ego car?")
         ('CAM_BACK_LEFT',)
         """
-        tagged = set(_TAGGED.findall(question)) | {name for name in self.names if _names(question, name)}
-        places = set(_PLACE.findall(question))
+        named = set(_TAGGED.findall(question))
+        # Names in small letters may be everyday words.
+        named |= {name for name in self.names if not name.islower() and re.search(rf"\b{name}\b", question)}
+        places = set(PLACE.findall(question))
         places |= {word for word, said in (("front", _IN_FRONT), ("back", _BEHIND)) if said.search(question)}
-        return tuple(mount.name for mount in self.mounts if mount.name in tagged or mount.sector in places)
+        return tuple(mount.name for mount in self.mounts if mount.name in named or mount.sector in places)
 
     def to_table(self) -> dict[str, dict[str, Any]]:
         """As a rig file and `dataset.json` hold it: {name: {azimuth, ...}} without what is not known."""
-        tables = {mount.name: asdict(mount) for mount in self.mounts}
-        return {
-            name: {
-                key: list(value) if isinstance(value, tuple) else value
-                for key in _FIELDS
-                if (value := fields[key]) is not None
-            }
-            for name, fields in tables.items()
+        known = {
+            mount.name: {key: value for key in _FIELDS if (value := getattr(mount, key)) is not None}
+            for mount in self.mounts
         }
-
-
-def _names(question: str, name: str) -> bool:
-    """Whether a question calls a camera by a name that cannot be an everyday word."""
-    return not name.islower() and re.search(rf"\b{re.escape(name)}\b", question) is not None
+        return {
+            name: {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
+            for name, fields in known.items()
+        }
 
 
 def question_place(sector: str) -> str:
@@ -173,11 +162,7 @@ def whereabouts(sector: str) -> str:
 
 
 def make_rig(table: Mapping[str, Any], where: str) -> Rig:
-    """A rig from its table.
-
-    Args:
-        table: {name: {azimuth, place, size, field_of_view}}.
-        where: the table's file, for errors.
+    """A rig from its table, {name: {azimuth, place, size, field_of_view}}; `where` is its file, for errors.
 
     Raises:
         ValueError: it is no such table, a name is none that data and weights can carry, an azimuth is missing or no

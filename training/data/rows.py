@@ -82,21 +82,14 @@ class Rows(Sequence[Row]):
     `rows[i]` is a dict with the columns of `QUESTION_SCHEMA` and `images`, a dict from camera name to absolute path
     that holds only the views the frame has. Pickling stores where the data lies and not the data itself, so a data
     loader's worker processes start quickly.
-
-    Attributes:
-        path: the prepared folder, absolute.
-        split: "train", "validation" or "test".
-        split_hash: sha256 over the sorted (scene_token, split) pairs of the whole data set, to publish with results.
-        image_root: the folder that the image paths were relative to, absolute.
-        cameras: the views that this data set has, the rig's cameras in its order and then extra ones.
-        rig: where each camera looks.
     """
 
     def __init__(self, path: Path, split: str, info: DatasetInfo, frames: pa.Table, questions: pa.Table) -> None:
-        self.path = path
+        self.path = path  # the prepared folder, absolute
         self.split = split
-        self.split_hash: str = info["split_hash"]
+        self.split_hash: str = info["split_hash"]  # of the whole data set, to publish with results
         self.image_root = (path / info["image_root"]).resolve()
+        # The views that this data set has, the rig's cameras in its order and then extra ones.
         self.cameras = tuple(name for name in frames.column_names if name not in FRAME_KEYS)
         self.rig = load_rig(info, self.cameras, str(path))
         self._frames = [self._frame(record) for record in frames.to_pylist()]

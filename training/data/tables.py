@@ -19,24 +19,14 @@ class Report:
     """Counts of what was dropped, filtered and noted, by reason, with the first few examples of each."""
 
     def __init__(self) -> None:
-        self._counts: dict[str, Counter[str]] = defaultdict(Counter)
-        self._examples: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+        self.losses: dict[str, dict[str, dict[str, Any]]] = {"dropped": {}, "filtered": {}, "noted": {}}
 
     def add(self, kind: str, reason: str, example: str) -> None:
         """Count one loss; kind is "dropped", "filtered" or "noted"."""
-        self._counts[kind][reason] += 1
-        if len(self._examples[kind][reason]) < _EXAMPLES:
-            self._examples[kind][reason].append(example)
-
-    def to_dict(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """{kind: {reason: {"count": ..., "examples": [...]}}}"""
-        return {
-            kind: {
-                reason: {"count": count, "examples": self._examples[kind][reason]}
-                for reason, count in self._counts[kind].items()
-            }
-            for kind in ("dropped", "filtered", "noted")
-        }
+        entry = self.losses[kind].setdefault(reason, {"count": 0, "examples": []})
+        entry["count"] += 1
+        if len(entry["examples"]) < _EXAMPLES:
+            entry["examples"].append(example)
 
 
 class TableWriter:

@@ -9,8 +9,6 @@ Answers are spread so that a blind model gains little: every "Are there ..." com
 where it is true and once where it is false; counts, states and closest objects are drawn evenly over their answers.
 """
 
-from __future__ import annotations
-
 import random
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
@@ -50,21 +48,13 @@ CLOSEST_MARGIN = 1.0
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One object around the ego car, seen best by one camera.
+    """One object around the ego car, seen best by one camera."""
 
-    Attributes:
-        name: class word, a key of `STATUSES`, for example "construction vehicle".
-        camera: the camera that sees it best; the sector to which the rig has it look stands in the questions.
-        center: centre in that camera's image, in pixels of a 1600x900 image.
-        distance: metres from the ego car.
-        status: one of `STATUSES[name]`, or None where it has none or nobody knows it.
-    """
-
-    name: str
-    camera: str
-    center: tuple[float, float]
-    distance: float
-    status: str | None
+    name: str  # class word, a key of `STATUSES`, for example "construction vehicle"
+    camera: str  # that sees it best; the sector to which the rig has it look stands in the questions
+    center: tuple[float, float]  # in that camera's image, in pixels of a 1600x900 image
+    distance: float  # metres from the ego car
+    status: str | None  # one of `STATUSES[name]`, or None where it has none or nobody knows it
 
     def __post_init__(self) -> None:
         if self.name not in STATUSES:
@@ -82,12 +72,9 @@ def object_tag(number: int, item: SceneObject) -> str:
 def choose_key_objects(objects: Sequence[SceneObject]) -> list[SceneObject]:
     """The objects to tag as c1, c2, ...: the closest of each class, then the closest; `MAX_KEY_OBJECTS` at most."""
     ordered = _ordered(objects)
-    first_of_class: dict[str, SceneObject] = {}
-    for item in ordered:
-        first_of_class.setdefault(item.name, item)
-    firsts = list(first_of_class.values())
-    rest = [item for item in ordered if first_of_class[item.name] is not item]
-    return (firsts + rest)[:MAX_KEY_OBJECTS]
+    firsts = {item.name: item for item in reversed(ordered)}
+    # A stable sort: the first of each class, then the others, both from near to far.
+    return sorted(ordered, key=lambda item: firsts[item.name] is not item)[:MAX_KEY_OBJECTS]
 
 
 def perception_questions(
@@ -104,8 +91,7 @@ def perception_questions(
     Args:
         objects: everything that is visible around the ego car.
         rng: decides which of the possible questions are asked.
-        key_objects: the objects that the frame tags as c1, c2, ... in this order; if None,
-            `choose_key_objects(objects)`.
+        key_objects: tagged as c1, c2, ... in this order; if None, `choose_key_objects(objects)`.
         rig: the cameras of the car; questions are about the sectors that they look to.
 
     Returns:
@@ -185,23 +171,10 @@ def _what_are_objects(sectors: dict[str, list[SceneObject]]) -> list[dict[str, s
             continue
         groups = _by_class(items)
         parts = [_counted(len(group), name) for name, group in groups.items()]
-        verb = (
-            "is" if len(next(iter(groups.values()))) == 1 else "are"
-        )  # agrees with the first in the list, as DriveLM does
-        questions.append(
-            {
-                "Q": f"What are objects {question_place(sector)}?",
-                "A": f"There {verb} {listed(parts)} {whereabouts(sector)}.",
-            }
-        )
+        verb = "is" if parts[0].startswith("one ") else "are"  # agrees with the first in the list, as DriveLM does
+        answer = f"There {verb} {listed(parts)} {whereabouts(sector)}."
+        questions.append({"Q": f"What are objects {question_place(sector)}?", "A": answer})
     return questions
-
-
-def _predicate(status: str, count: int) -> str:
-    """What follows the verb: `moving`, `with a rider`, `without riders`."""
-    if status in _CYCLE:
-        return status.replace(" rider", " a rider" if count == 1 else " riders")
-    return status
 
 
 def _status_answer(name: str, group: Sequence[SceneObject]) -> str:
@@ -209,15 +182,15 @@ def _status_answer(name: str, group: Sequence[SceneObject]) -> str:
     present = sorted((status for status in counts if counts[status]), key=lambda status: -counts[status])
     parts = []
     for index, status in enumerate(present):
-        count = counts[status]
-        word = count_word(count)
+        count, word = counts[status], count_word(counts[status])
         if index > 0:
             subject = word
         elif len(present) == 1 or word == "many":
             subject = _counted(count, name)
         else:
             subject = f"{word} of the {plural(name)}"
-        parts.append(f"{subject} {'is' if count == 1 else 'are'} {_predicate(status, count)}")
+        predicate = status.replace(" rider", " a rider" if count == 1 else " riders")
+        parts.append(f"{subject} {'is' if count == 1 else 'are'} {predicate}")
     head = ", ".join(parts[:-1])
     sentence = f"{head}, and {parts[-1]}" if head else parts[0]
     return f"{sentence[0].upper()}{sentence[1:]}."
@@ -315,8 +288,7 @@ def _about_tags(tagged: Sequence[SceneObject]) -> list[dict[str, str]]:
     states, descriptions = [], []
     for number, item in enumerate(tagged, start=1):
         tag = object_tag(number, item)
-        status = observed_status(item)
-        if status is not None:
+        if status := observed_status(item):
             states.append({"Q": f"What is the observed status of object {tag}?", "A": f"{status}."})
         descriptions.append({"Q": f"What is the visual description of {tag}?", "A": describe(item)})
     return states + descriptions

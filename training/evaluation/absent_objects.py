@@ -4,13 +4,12 @@ import hashlib
 import re
 from collections.abc import Iterable, Sequence
 
-from training.data.rig import SECTOR_WORDS, Rig
+from training.data.rig import PLACE, SECTOR_WORDS, Rig
 from training.data.rows import Row
 from training.data.wording import STATUSES, plural
 from training.metrics.answers import parse_counts, parse_yes_no
 
 _SECTOR = "|".join(SECTOR_WORDS)
-_PLACE = re.compile(rf"\b(?:to|in|at) the (?:{_SECTOR})(?: view\b| of (?:the )?ego\b)")
 # "traffic light" is left out: DriveLM lists lights by other questions, so a list without one does not mean that there
 # is none.
 ABSENT_CLASSES = tuple(name for name in STATUSES if name != "traffic light")
@@ -69,7 +68,7 @@ def _classes_by_camera(rows: Iterable[Row], rig: Rig) -> dict[str, set[str]]:
         question, answer = row["question"], row["answer"]
         if parse_yes_no(answer) == "no" or 0 in parse_counts(answer).values():
             continue
-        text = f"{question} {answer}" if _PLACE.search(question) else ""
+        text = f"{question} {answer}" if PLACE.search(question) else ""
         for camera in rig.named_in(question):
             present.setdefault(camera, set()).update(singular[word] for word in _CLASS.findall(text))
     return present

@@ -17,13 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
-from transformers import (
-    AutoProcessor,
-    BitsAndBytesConfig,
-    GenerationConfig,
-    PreTrainedConfig,
-)
+from transformers import AutoProcessor, BitsAndBytesConfig, GenerationConfig, PreTrainedConfig
 
 from smoldriver_hf import load_strictly, read_config
 from smoldriver_hf.adapters import load_adapter, merge_adapter
@@ -68,46 +62,34 @@ class SceneSight:
         return self.scene.score(question, choices)
 
 
+@dataclass
 class PromptSight:
-    """Any model: a prompt per question, with the visual tokens put into its embeddings.
+    """Any model: a prompt per question, with the visual tokens put into its embeddings."""
 
-    Args:
-        model: takes `inputs_embeds`.
-        processor: has `tokenizer`, `image_token_id` and `prompt(question, cameras)`.
-        cameras: in the order of the prompt.
-        placeholders: per camera, the token ids that stand in for its image in the prompt.
-        features: (visual tokens, text_hidden) for all of them together, None without images.
-    """
+    model: Any  # takes `inputs_embeds`
+    processor: Any  # has `tokenizer`, `image_token_id` and `prompt(question, cameras)`
+    cameras: list[str]  # in the order of the prompt
+    placeholders: Sequence[Sequence[int]]  # per camera, the token ids that stand in for its image in the prompt
+    features: torch.Tensor | None  # (visual tokens, text_hidden) for all of them together, None without images
 
-    def __init__(
-        self,
-        model: Any,
-        processor: Any,
-        cameras: Sequence[str],
-        placeholders: Sequence[Sequence[int]],
-        features: torch.Tensor | None,
-    ):
-        self.model, self.processor, self.cameras = model, processor, list(cameras)
-        self.placeholders, self.features = placeholders, features
-        self.visual_tokens = 0 if features is None else len(features)
+    def __post_init__(self) -> None:
+        self.visual_tokens = 0 if self.features is None else len(self.features)
 
     def answers(self, questions: Sequence[str], max_new_tokens: int, batch_size: int) -> list[Answer]:
-        answers: dict[int, Answer] = {}
-        prompts: dict[int, list[int]] = {}
+        prompts = [self._prompt_ids(question) for question in questions]
         longest = self.model.config.text_config.max_position_embeddings
-        for index, question in enumerate(questions):
-            ids = self._prompt_ids(question)
-            if len(ids) > longest:
-                error = f"the prompt has {len(ids)} tokens; the language model reads at most {longest}"
-                answers[index] = Answer("", error)
-            else:
-                prompts[index] = ids
-        order = sorted(prompts, key=lambda index: len(prompts[index]))  # little padding
+        answers = {
+            index: Answer("", f"the prompt has {len(ids)} tokens; the language model reads at most {longest}")
+            for index, ids in enumerate(prompts)
+            if len(ids) > longest
+        }
+        order = [index for index in range(len(prompts)) if index not in answers]
+        order.sort(key=lambda index: len(prompts[index]))  # little padding
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             texts = self._generate([prompts[index] for index in batch], max_new_tokens)
             answers |= {index: Answer(text) for index, text in zip(batch, texts, strict=True)}
-        return [answers[index] for index in range(len(questions))]
+        return [answers[index] for index in range(len(prompts))]
 
     @torch.inference_mode()
     def scores(self, question: str, choices: Sequence[str]) -> list[float]:
@@ -120,11 +102,10 @@ class PromptSight:
         kept = max(map(len, endings)) + 1  # one position before the first token of the longest choice
         logits = self.model(**inputs, position_ids=positions, logits_to_keep=kept).logits  # (choices, kept, vocab)
         logs = logits.float().log_softmax(-1)
-        scores = []
-        for row, ending in zip(logs, endings, strict=True):
-            ids = torch.tensor(ending, device=row.device)
-            scores.append(float(row[-1 - len(ending) : -1].gather(1, ids[:, None]).sum()))
-        return scores
+        return [
+            float(row[-1 - len(ending) : -1].gather(1, torch.tensor(ending, device=row.device)[:, None]).sum())
+            for row, ending in zip(logs, endings, strict=True)
+        ]
 
     @torch.inference_mode()
     def _generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[str]:
@@ -179,16 +160,12 @@ class SmolDriverAnswerer:
         budget = self.num_queries or self.processor.num_queries
         inputs = self.processor(images=dict(images), num_queries=budget, return_tensors="pt")
         pixels = inputs["pixel_values"].to(self.model.device)
-        outputs = self.model.get_image_features(
-            pixels,
-            inputs["camera_ids"].to(self.model.device),
-            num_queries=budget,
-            output_attentions=True,
-            return_dict=True,
-        )
+        ids = inputs["camera_ids"].to(self.model.device)
+        options = {"num_queries": budget, "output_attentions": True, "return_dict": True}
+        outputs = self.model.get_image_features(pixels, ids, **options)
         maps = outputs.qformer_attentions.float().mean(dim=(1, 2))  # (images, patches)
         grid = patch_grid(self.model.config.vision_config, tuple(pixels.shape[-2:]))
-        cameras = [self.cameras[index] for index in inputs["camera_ids"].tolist()]
+        cameras = [self.cameras[index] for index in ids.tolist()]
         return {camera: row.reshape(grid).cpu().numpy() for camera, row in zip(cameras, maps, strict=True)}
 
 
@@ -206,11 +183,11 @@ class BaselineAnswerer:
         shown = {camera: images[camera] for camera in self.cameras if camera in images}
         if not shown:
             return PromptSight(self.model, self.view, [], [], None)
-        pixels = {name: tensor.to(self.model.device) for name, tensor in self.view.pixels([_files(shown)]).items()}
+        files = list(shown.values())
+        pixels = {name: tensor.to(self.model.device) for name, tensor in self.view.pixels([files]).items()}
         outputs = self.model.get_image_features(**pixels, return_dict=True)
         features = torch.cat(list(outputs.pooler_output)).flatten(0, -2)  # (visual tokens, text_hidden)
-        placeholders = self.view.image_tokens(_files(shown))
-        return PromptSight(self.model, self.view, list(shown), placeholders, features)
+        return PromptSight(self.model, self.view, list(shown), self.view.image_tokens(files), features)
 
 
 Answerer = SmolDriverAnswerer | BaselineAnswerer
@@ -300,12 +277,6 @@ def _load_model(
 
 def fingerprint(path: str, config: PreTrainedConfig | None = None) -> str:
     """What exactly was evaluated: sha256 over a folder's weights and settings, or the commit of a Hub repository."""
-    folder = Path(path)
-    if not folder.is_dir():
-        commit = None if config is None else config._commit_hash
-        return f"commit:{commit}"
-    return folder_fingerprint(folder)
-
-
-def _files(images: Mapping[str, str | Image.Image]) -> list[str | Image.Image]:
-    return list(images.values())
+    if not Path(path).is_dir():
+        return f"commit:{None if config is None else config._commit_hash}"
+    return folder_fingerprint(Path(path))

@@ -57,21 +57,13 @@ GROUPS = ("all", "blind", "cameras", "corruptions", "questions")
 
 @dataclass(frozen=True)
 class Control:
-    """One control; `str` gives its name, `parse` reads it.
+    """One control; `str` gives its name, `parse` reads it."""
 
-    Attributes:
-        kind: a key of `KINDS`.
-        camera: the one that "drop" leaves out.
-        corruption: of "corrupt", one of `CORRUPTIONS`.
-        severity: of "corrupt", 1 to 5.
-        budget: queries per camera, of "sighted" where it is not the run's own.
-    """
-
-    kind: str
-    camera: str | None = None
-    corruption: str | None = None
-    severity: int | None = None
-    budget: int | None = None
+    kind: str  # a key of `KINDS`
+    camera: str | None = None  # the one that "drop" leaves out
+    corruption: str | None = None  # of "corrupt", one of `CORRUPTIONS`
+    severity: int | None = None  # of "corrupt", 1 to 5
+    budget: int | None = None  # queries per camera, of "sighted" where it is not the run's own
 
     @classmethod
     def parse(cls, name: str) -> "Control":
@@ -126,12 +118,8 @@ def expand_controls(
 ) -> list[Control]:
     """Names and groups ("all", "blind", "cameras", "corruptions", "questions") to controls, each once.
 
-    "sighted" always comes first: every other control is read against it.
-
-    Args:
-        names: control names and groups.
-        cameras: the cameras that the model is shown; "cameras" drops each of them.
-        severities: of the group "corruptions".
+    "sighted" always comes first: every other control is read against it. "cameras" drops each of `cameras`, which the
+    model is shown; `severities` are those of the group "corruptions".
 
     Raises:
         ValueError: a name that is neither, a camera that is not shown, an unknown corruption or severity.
@@ -162,16 +150,11 @@ def control_questions(control: Control, rows: Sequence[Row], rig: Rig) -> list[R
     """
     if control.kind == "absent_object":
         return absent_object_questions(rows, rig)
-    asked: list[Row] = []
-    for row in rows:
-        wording: str | None = row["question"]
-        if control.kind == "paraphrase":
-            wording = paraphrase(row["question"])
-        elif control.kind == "drop_relevant" and not rig.named_in(row["question"]):
-            wording = None
-        if wording is not None:
-            asked.append({**row, "asked": wording})
-    return asked
+    if control.kind == "drop_relevant":
+        rows = [row for row in rows if rig.named_in(row["question"])]
+    wording = paraphrase if control.kind == "paraphrase" else str
+    worded = [(row, wording(row["question"])) for row in rows]
+    return [{**row, "asked": asked} for row, asked in worded if asked is not None]
 
 
 def control_views(
@@ -187,11 +170,9 @@ def control_views(
 
     Args:
         control: any but "template_majority", which has no images.
-        frame: scene_token, frame_token and `images` {camera: path}.
-        rows: the frame's questions.
+        frame: scene_token, frame_token and `images` {camera: path}; `rows` are its questions.
         frames: all frames that "wrong_scene" may choose from.
         cameras: what the model is shown, in this order; a camera that the frame lacks is left out.
-        rig: of the data.
         seed: another seed chooses other wrong scenes, permutations and noise.
 
     Returns:
@@ -215,15 +196,7 @@ def control_views(
 
 
 def control_images(control: Control, images: Mapping[str, str], key: str, rig: Rig) -> Images:
-    """The images of a control that needs nothing but the frame's own.
-
-    Args:
-        control: "sighted", "text_only", "black", "drop", "permuted", "swap_left_right", "corrupt", or one of the
-            question controls, which leave the images alone.
-        images: {camera: path}.
-        key: names the frame; decides permutations and noise.
-        rig: says what is left and right.
-    """
+    """The images of a control that needs nothing but the frame's own; `key` decides permutations and noise."""
     match control:
         case Control(kind="sighted" | "absent_object" | "paraphrase"):
             return dict(images)
@@ -250,11 +223,11 @@ def swapped(images: Mapping[str, str], rig: Rig) -> Images:
 
 def permuted(images: Mapping[str, str], key: str) -> Images:
     """The images go round by a number of cameras that the key decides: none keeps its place (if there are two)."""
-    cameras, paths = list(images), list(images.values())
-    if len(cameras) < 2:
+    if len(images) < 2:
         return dict(images)
-    shift = 1 + number_of(f"permuted/{key}") % (len(cameras) - 1)
-    return dict(zip(cameras, paths[shift:] + paths[:shift], strict=True))
+    shift = 1 + number_of(f"permuted/{key}") % (len(images) - 1)
+    paths = list(images.values())
+    return dict(zip(images, paths[shift:] + paths[:shift], strict=True))
 
 
 def wrong_scene(frame: FrameRow, frames: Sequence[FrameRow], seed: int = 0) -> FrameRow:

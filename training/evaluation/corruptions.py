@@ -34,13 +34,7 @@ _NIGHT_COLOUR = np.array([0.85, 0.92, 1.0], dtype=np.float32)
 
 
 def corrupt_image(image: Image.Image, name: str, severity: int, seed: int) -> Image.Image:
-    """One corrupted picture.
-
-    Args:
-        image: any mode; taken as RGB.
-        name: one of `IMAGE_CORRUPTIONS`.
-        severity: 1 (mild) to 5.
-        seed: of the random fields; the same seed gives the same picture.
+    """A picture of any mode, as RGB, after one of `IMAGE_CORRUPTIONS` with severity 1 (mild) to 5.
 
     Raises:
         ValueError: unknown name or severity.

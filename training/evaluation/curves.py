@@ -5,24 +5,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from training.evaluation.controls import BLIND, Control
+from training.evaluation.figures import words
 from training.evaluation.plots import Point, gap_figure, lines_figure
 from training.evaluation.results import IntervalFigures, Run
-from training.evaluation.tables import words
 
 Plot = dict[str, str]  # title, text and image
 
 
 def make_plots(runs: Sequence[Run], losses: Mapping[str, Path]) -> list[Plot]:
     """All plots that the runs have data for, each with a title and an explanation."""
-    return [*_gap_plots(runs), *_token_plots(runs), *_confidence_plots(runs), *_corruption_plots(runs)] + [
-        _plot(
-            f"Loss: {title}",
-            "Loss per answer token while training.",
-            lines_figure({title: line}, "step", "loss", markers=False),
-        )
-        for name, file in losses.items()
-        for title, line in loss_lines(name, file).items()
-    ]
+    plots = [*_gap_plots(runs), *_token_plots(runs), *_confidence_plots(runs), *_corruption_plots(runs)]
+    for name, file in losses.items():
+        for title, line in loss_lines(name, file).items():
+            image = lines_figure({title: line}, "step", "loss", markers=False)
+            plots.append(_plot(f"Loss: {title}", "Loss per answer token while training.", image))
+    return plots
 
 
 def _plot(title: str, text: str, image: str) -> Plot:
@@ -32,9 +29,7 @@ def _plot(title: str, text: str, image: str) -> Plot:
 def _gap_plots(runs: Sequence[Run]) -> Iterator[Plot]:
     gaps = {run.name: found for run in runs if (found := _gaps(run))}
     if gaps:
-        text = (
-            "What the images add. A bar is the scene-clustered bootstrap interval; at 0 a model answers as well blind."
-        )
+        text = "What the images add. A bar is the scene-clustered interval; at 0 a model answers as well blind."
         yield _plot("Sighted minus blind", text, gap_figure(gaps))
 
 
@@ -50,9 +45,7 @@ def _confidence_plots(runs: Sequence[Run]) -> Iterator[Plot]:
     for kind in ("yes_no", "multiple_choice"):
         lines = {run.name: found for run in runs if (found := _reliability(run, kind))}
         if lines:
-            text = (
-                "How often answers given with a certain confidence are right. On the dashed line confidence is honest."
-            )
+            text = "How often answers of a certain confidence are right. On the dashed line confidence is honest."
             image = lines_figure(lines, "confidence", "share of right answers", percent=True, diagonal=True)
             yield _plot(f"Reliability, {words(kind)}", text, image)
     lines = {f"{run.name}, {control}": curve for run in runs for control, curve in _risk(run).items()}

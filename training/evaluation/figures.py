@@ -18,26 +18,18 @@ KINDS = {"yes_no": "yes/no"}  # types of questions whose name with blanks is not
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure that tables show, the higher the better: its title and, where it has one, its name among the intervals.
-
-    `{}` stands for the word under `*`.
-    """
+    """A figure that tables show, the higher the better; `{}` stands for the word under `*`."""
 
     title: str
-    interval: str | None = None
+    interval: str | None = None  # its name among the intervals, where it has one
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A score of the wording of answers.
-
-    Attributes:
-        score: (answers, references) → its figures by name, or one number.
-        titles: of its figures, "" for one number; None keeps a figure out of short tables.
-    """
+    """A score of the wording of answers: (answers, references) → its figures by name, or one number."""
 
     score: Callable[[Sequence[str], Sequence[str]], Mapping[str, Any] | float]
-    titles: Mapping[str, str | None]
+    titles: Mapping[str, str | None]  # of its figures, "" for one number; None keeps a figure out of short tables
 
 
 METRICS = {
@@ -92,6 +84,11 @@ def known_figures() -> dict[str, Figure | None]:
     return {**SHARES, **measured, **ELSEWHERE, **dict.fromkeys(DETAILS)}
 
 
+def words(name: str) -> str:
+    """A type or category as readers write it."""
+    return KINDS.get(name, name.replace("_", " "))
+
+
 def title_of(name: str) -> str:
     """What readers call a figure, such as "coco.bleu_4".
 
@@ -116,10 +113,10 @@ def figures_of(scores: Mapping[str, Any]) -> list[FigureWords]:
         name, word = _known(place, known)
         figure = known[name]
         if figure is not None:
-            title = figure.title.format(KINDS.get(word, word.replace("_", " ")))
+            title = figure.title.format(words(word))
             interval = figure.interval and figure.interval.format(word)
             found[name].append({"title": title, "place": list(place), "interval": interval})
-    return [words for name in found for words in found[name]]
+    return [shown for name in found for shown in found[name]]
 
 
 def value_at(scores: Mapping[str, Any], place: Sequence[str]) -> Any:
@@ -138,20 +135,9 @@ def words_of(results: Mapping[str, Mapping[str, Any]]) -> Words:
     """
     for scores in results.values():
         figures_of(scores)
-    controls = {name: Control.parse(name) for name in results}
-    return {
-        "figures": figures_of(results["sighted"]),
-        "controls": {
-            name: {
-                "title": control.title,
-                "group": control.group,
-                "corruption": control.corruption,
-                "severity": control.severity,
-                "budget": control.budget,
-            }
-            for name, control in controls.items()
-        },
-    }
+    keys = ("title", "group", "corruption", "severity", "budget")
+    controls = {name: {key: getattr(Control.parse(name), key) for key in keys} for name in results}
+    return {"figures": figures_of(results["sighted"]), "controls": controls}  # type: ignore[typeddict-item]
 
 
 def _numbers(scores: Any, place: tuple[str, ...]) -> Iterator[tuple[str, ...]]:

@@ -36,14 +36,10 @@ def gallery(runs: Sequence[Run], data: str, frames: int, questions: int) -> list
         if not common or len(shown) == frames:
             continue
         step = max(1, -(-len(common) // questions))  # spread over the frame's questions
-        shown.append(
-            {
-                "scene": frame["scene_token"],
-                "frame": frame["frame_token"],
-                "images": [_picture(frame, camera, maps) for camera in frame["images"]],
-                "questions": [_question(row, runs, sighted, black) for row in common[::step][:questions]],
-            }
-        )
+        images = [_picture(frame, camera, maps) for camera in frame["images"]]
+        asked = [_question(row, runs, sighted, black) for row in common[::step][:questions]]
+        tokens = {"scene": frame["scene_token"], "frame": frame["frame_token"]}
+        shown.append({**tokens, "images": images, "questions": asked})
     return shown
 
 
@@ -81,13 +77,8 @@ def _question(row: Row, runs: Sequence[Run], sighted: Mapping[str, Any], black: 
         right = answer_correct(row["question"], row["answer"], answer)
         answers.append({"run": run.name, "answer": answer, "right": right, "blind": blind})
     kind = sighted[runs[0].name][row["question_id"]]["type"]
-    return {
-        "question": row["question"],
-        "reference": row["answer"],
-        "category": row["category"],
-        "type": kind,
-        "answers": answers,
-    }
+    shown = {"question": row["question"], "reference": row["answer"], "category": row["category"]}
+    return {**shown, "type": kind, "answers": answers}
 
 
 def _attention(folder: Path) -> dict[str, NDArray[np.float32]]:

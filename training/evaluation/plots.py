@@ -32,11 +32,7 @@ def data_address(figure: Figure) -> str:
 
 
 def gap_figure(gaps: Mapping[str, Sequence[tuple[str, IntervalFigures]]]) -> str:
-    """Sighted minus each blind control, in points, with intervals.
-
-    Args:
-        gaps: {run: [(control, interval)]}.
-    """
+    """Sighted minus each blind control, in points, with intervals: {run: [(control, interval)]}."""
     labels = list(dict.fromkeys(control for entries in gaps.values() for control, _ in entries))
     figure, axes = pyplot.subplots(
         figsize=(SIZE[0], 1.1 + len(labels) * (0.25 + 0.22 * len(gaps))), layout="constrained"
@@ -65,23 +61,11 @@ def lines_figure(
     ylabel: str,
     *,
     log_x: bool = False,
-    log_y: bool = False,
     percent: bool = False,
     diagonal: bool = False,
     markers: bool = True,
 ) -> str:
-    """Named lines of (x, y) points.
-
-    Args:
-        lines: {name: points}.
-        xlabel: with its unit.
-        ylabel: with its unit.
-        log_x: logarithmic axis to the base of 2.
-        log_y: logarithmic axis.
-        percent: y runs from 0 to 1 and is shown in percent.
-        diagonal: draw y = x.
-        markers: mark the points.
-    """
+    """Lines {name: (x, y) points}; `log_x` to the base of 2, `percent`: y from 0 to 1, `diagonal`: with y = x."""
     legend_rows = -(-len(lines) // LEGEND_COLUMNS)
     figure, axes = pyplot.subplots(figsize=(SIZE[0], SIZE[1] + 0.18 * legend_rows), layout="constrained")
     if diagonal:
@@ -97,8 +81,6 @@ def lines_figure(
         ticks = sorted({point[0] for points in lines.values() for point in points})
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], rotation=45 if len(ticks) > 8 else 0)
         axes.minorticks_off()
-    if log_y:
-        axes.set_yscale("log")
     if percent:
         axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, decimals=0))
     axes.set_xlabel(xlabel)

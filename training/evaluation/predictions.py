@@ -60,12 +60,7 @@ def frame_key(row: Mapping[str, Any]) -> tuple[str, str]:
 def predict(control: Control, ask: Ask, frames: Sequence[Frame], rig: Rig, file: Path) -> list[Prediction]:
     """The predictions of a control, frame by frame; what `file` already holds is not asked again.
 
-    Args:
-        control: decides which questions are asked.
-        ask: frame and questions → predictions, all of `control_questions`.
-        frames: to be answered.
-        rig: of the data.
-        file: JSONL; a frame is appended as a whole. A frame that a kill cut short is removed and asked again.
+    A frame is appended to `file` as a whole. One that a kill cut short is removed and asked again.
 
     Raises:
         ValueError: `file` holds an answer to another question than the data now asks.
@@ -150,25 +145,15 @@ def _lines(predictions: Iterable[Prediction]) -> str:
 
 @dataclass(frozen=True)
 class ControlledModel:
-    """A model asked under controls.
-
-    Attributes:
-        answerer: the model.
-        cameras: to show.
-        pool: frames whose images "wrong_scene" may show.
-        rig: of the data.
-        max_new_tokens: of the longest answer.
-        batch_size: questions decoded side by side.
-        seed: of wrong scenes, permutations and noise.
-    """
+    """A model asked under controls."""
 
     answerer: Answerer
-    cameras: Sequence[str]
-    pool: Sequence[FrameRow]
-    rig: Rig
+    cameras: Sequence[str]  # to show
+    pool: Sequence[FrameRow]  # frames whose images "wrong_scene" may show
+    rig: Rig  # of the data
     max_new_tokens: int
-    batch_size: int
-    seed: int
+    batch_size: int  # questions decoded side by side
+    seed: int  # of wrong scenes, permutations and noise
 
     def asking(self, control: Control) -> Ask:
         """What `predict` calls under a control."""

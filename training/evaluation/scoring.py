@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.drivelm import denormalise_coordinates
+from training.data.drivelm import CATEGORIES, denormalise_coordinates
 from training.data.rig import Rig
 from training.evaluation.controls import Control
 from training.evaluation.figures import METRICS
@@ -22,7 +22,7 @@ from training.metrics.answers import (
     yes_no_scores,
 )
 from training.metrics.calibration import calibration_scores, choice_probabilities
-from training.metrics.drivelm import CATEGORIES, score_drivelm
+from training.metrics.drivelm import score_drivelm
 from training.metrics.intervals import Interval, mean_interval, scene_bootstrap
 from training.metrics.language import bert_scores, load_bert_scorer
 
@@ -43,10 +43,8 @@ def all_scores(
 
     Args:
         results: predictions by control, "sighted" among them.
-        rig: of the data.
         coordinates: how the data writes coordinates, see `in_pixels`.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
+        resamples, seed: of the bootstrap.
         bert_model: encoder for BERTScore, folder or Hub id; None leaves it out.
     """
     bert_scorer = load_bert_scorer(bert_model) if bert_model else None
@@ -72,9 +70,7 @@ def all_scores(
 def in_pixels(predictions: Sequence[Prediction], coordinates: str) -> Sequence[Prediction]:
     """The predictions with coordinates in pixels, which the challenge's scores and their 16 pixels are made for.
 
-    Args:
-        predictions: in the data's wording.
-        coordinates: how the data writes coordinates: "pixels", "normalised" (shares of the image) or "none".
+    The data writes coordinates as "pixels", "normalised" (shares of the image) or "none".
 
     Raises:
         ValueError: another way of writing coordinates.
@@ -83,13 +79,9 @@ def in_pixels(predictions: Sequence[Prediction], coordinates: str) -> Sequence[P
         raise ValueError(f"coordinates must be pixels, normalised or none; the data says {coordinates!r}")
     if coordinates != "normalised":
         return predictions
+    undo = denormalise_coordinates
     return [
-        {
-            **row,
-            "question": denormalise_coordinates(row["question"]),
-            "reference": denormalise_coordinates(row["reference"]),
-            "answer": denormalise_coordinates(row["answer"]),
-        }
+        {**row, "question": undo(row["question"]), "reference": undo(row["reference"]), "answer": undo(row["answer"])}
         for row in predictions
     ]
 
@@ -103,17 +95,12 @@ def control_scores(
         predictions: of the control, at least one.
         sighted: of the same questions and maybe more; empty if there are none.
         language: also the language scores; they cost time and mean little for corruptions.
-        bert_scorer: see `training.metrics.load_bert_scorer`; None leaves BERTScore out.
 
     Returns:
         answers, accuracy; by_type and by_category; visual_tokens_per_scene; errors, the number of questions that
-        could not be asked; changed_from_sighted, the share of answers that differ; with `language` also what
-        `language_scores` returns.
+        could not be asked; changed_from_sighted, the share of answers that differ; those of `language_scores`.
     """
-    questions = [row["question"] for row in predictions]
-    references = [row["reference"] for row in predictions]
-    answers = [row["answer"] for row in predictions]
-    by_type = score_by_type(questions, references, answers)
+    by_type = score_by_type(*([row[key] for row in predictions] for key in ("question", "reference", "answer")))
     result: dict[str, Any] = {
         "answers": len(predictions),
         "accuracy": by_type.pop("all")["accuracy"],
@@ -128,9 +115,8 @@ def control_scores(
     before = {row["question_id"]: row["answer"] for row in sighted}
     shared = [row for row in predictions if row["question_id"] in before]
     if shared and sighted is not predictions:
-        result["changed_from_sighted"] = float(
-            np.mean([row["answer"] != before[row["question_id"]] for row in shared])
-        )
+        changed = [row["answer"] != before[row["question_id"]] for row in shared]
+        result["changed_from_sighted"] = float(np.mean(changed))
     if language:
         result |= language_scores(predictions, bert_scorer)
     return result
@@ -166,21 +152,14 @@ def dropped_camera_scores(predictions: Sequence[Prediction], camera: str, rig: R
 
 def hallucination_scores(predictions: Sequence[Prediction]) -> dict[str, Any]:
     """How often a model says that an absent object is there, in all and by the camera asked about."""
-    by_camera: dict[str, list[Prediction]] = defaultdict(list)
-    for row in predictions:
-        by_camera[row["camera"]].append(row)
-    return {
-        "hallucination": {"all": _yes_rate(predictions), **{c: _yes_rate(by_camera[c]) for c in sorted(by_camera)}}
-    }
+    rates = {"all": _yes_rate(predictions)}
+    for camera in sorted({row["camera"] for row in predictions}):
+        rates[camera] = _yes_rate([row for row in predictions if row["camera"] == camera])
+    return {"hallucination": rates}
 
 
 def intervals(results: Mapping[str, Sequence[Prediction]], resamples: int, seed: int) -> Intervals | dict[str, Any]:
-    """Scene-clustered bootstrap intervals.
-
-    Args:
-        results: predictions by control.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
+    """Scene-clustered bootstrap intervals of the predictions by control.
 
     Returns:
         "sighted": {figure: interval}; "sighted_minus": {control: {figure: interval}}, paired on the questions that
@@ -212,11 +191,11 @@ def calibration(results: Mapping[str, Sequence[Prediction]]) -> dict[str, Any]:
     confidences: dict[str, NDArray[np.float64]] = {}
     for control, predictions in results.items():
         kinds: dict[str, Any] = {}
-        for kind, labels_of in (("yes_no", _yes_no_label), ("multiple_choice", _option_label)):
+        for kind in ("yes_no", "multiple_choice"):
             rows = [row for row in predictions if row.get("choices") and _kind(row) == kind]
             if not rows:
                 continue
-            scored = calibration_scores(_probabilities(rows), [labels_of(row) for row in rows])
+            scored = calibration_scores(_probabilities(rows), [_label(row, kind) for row in rows])
             scored["risk_coverage"] = _thinned(scored["risk_coverage"])
             kinds[kind] = {"answers": len(rows), **scored}
         if kinds:
@@ -252,9 +231,8 @@ def challenge_references(predictions: Sequence[Prediction]) -> dict[str, Any] | 
     for (scene, frame), rows in frames.items():
         if [row["question_id"] for row in rows] != [f"{scene}_{frame}_{number}" for number in range(len(rows))]:
             return None
-        if [CATEGORIES.index(row["category"]) for row in rows] != sorted(
-            CATEGORIES.index(row["category"]) for row in rows
-        ):
+        order = [CATEGORIES.index(row["category"]) for row in rows]
+        if order != sorted(order):
             return None
         qa: dict[str, list[dict[str, Any]]] = {category: [] for category in CATEGORIES}
         for row in rows:
@@ -354,12 +332,10 @@ def _probabilities(rows: Sequence[Prediction]) -> NDArray[np.float64]:
     return choice_probabilities(logs)
 
 
-def _yes_no_label(row: Prediction) -> int:
-    return 0 if parse_yes_no(row["reference"]) == "yes" else 1
-
-
-def _option_label(row: Prediction) -> int:
-    return row["choices"].index(str(parse_choice(row["reference"], row["question"])))
+def _label(row: Prediction, kind: str) -> int:
+    """Which of its choices is right."""
+    right = parse_yes_no(row["reference"]) if kind == "yes_no" else parse_choice(row["reference"], row["question"])
+    return row["choices"].index(str(right).capitalize())
 
 
 def _thinned(curve: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:

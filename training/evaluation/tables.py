@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from training.evaluation.controls import BLIND, Control
-from training.evaluation.figures import KINDS, figures_of, value_at
+from training.evaluation.figures import figures_of, value_at, words
 from training.evaluation.results import Run
 
 Table = dict[str, Any]
@@ -26,22 +26,13 @@ def decimal(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def words(name: str) -> str:
-    """A type or category as readers write it."""
-    return KINDS.get(name, name.replace("_", " "))
-
-
 def figure_text(value: Any) -> str:
     """A value of metrics.json as the last section prints it: numbers with six significant digits."""
-    if isinstance(value, bool) or value is None:
-        return json.dumps(value)
-    if isinstance(value, int):
-        return str(value)
-    if isinstance(value, float):
-        return f"{value:.6g}"
     if isinstance(value, list):
         return ", ".join(figure_text(item) for item in value)
-    return str(value)
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return json.dumps(value) if isinstance(value, bool) or value is None else str(value)
 
 
 def flat(value: Any, name: str = "") -> list[tuple[str, str]]:
@@ -69,12 +60,8 @@ def headline_table(runs: Sequence[Run]) -> Table:
                 cells = [_with_interval(gap.get(figure), points) for gap in gaps]
                 rows.append((f"sighted − {Control(control).title}{place}", cells))
     sighted = [run.metrics["results"]["sighted"] for run in runs]
-    wording = {
-        tuple(figure["place"]): figure["title"]
-        for scores in sighted
-        for figure in figures_of(scores)
-        if figure["interval"] is None
-    }
+    figures = [figure for scores in sighted for figure in figures_of(scores)]
+    wording = {tuple(figure["place"]): figure["title"] for figure in figures if figure["interval"] is None}
     rows += [(title, [decimal(value_at(scores, place)) for scores in sighted]) for place, title in wording.items()]
     return {"columns": [run.name for run in runs], "rows": rows}
 
@@ -105,14 +92,9 @@ def controls_table(run: Run, chosen: Callable[[Control], bool]) -> Table | None:
         if not chosen(Control.parse(control)):
             continue
         gap = run.metrics["intervals"]["sighted_minus"].get(control, {}).get("accuracy")
-        named = scores.get("named_camera", {}).get("accuracy")
-        cells = [
-            percent(scores["accuracy"]),
-            _with_interval(gap, points),
-            percent(scores.get("changed_from_sighted")),
-            str(scores["answers"]),
-            percent(named),
-        ]
+        cells = [percent(scores["accuracy"]), _with_interval(gap, points)]
+        cells += [percent(scores.get("changed_from_sighted")), str(scores["answers"])]
+        cells.append(percent(value_at(scores, ("named_camera", "accuracy"))))
         rows.append((Control.parse(control).title, cells))
     columns = ["accuracy", "sighted − control", "answers changed", "answers", "accuracy where it is named"]
     if all(cells[-1] == percent(None) for _, cells in rows):

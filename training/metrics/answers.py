@@ -2,6 +2,8 @@
 
 Answers are read by rule, so that "Yes.", "yes, there are" and "Yes" are one answer; an answer that cannot be read is
 wrong and counted as `unparsed`. The wordings are those of DriveLM-nuScenes v1.1 and of `training.data.wording`.
+
+All scores take predictions and references of one length and raise a ValueError for other lengths and for none.
 """
 
 import re
@@ -190,7 +192,7 @@ def yes_no_scores(predictions: Sequence[str], references: Sequence[str]) -> dict
         - accuracy; yes_rate, reference_yes_rate: share of "yes"; unparsed: share of answers that say neither.
 
     Raises:
-        ValueError: lengths differ, nothing to score, or a reference says neither yes nor no.
+        ValueError: a reference says neither yes nor no.
     """
     check_pairs(predictions, references)
     truth = [parse_yes_no(reference) or "neither" for reference in references]
@@ -219,7 +221,7 @@ def count_scores(predictions: Sequence[str], references: Sequence[str]) -> dict[
         - unparsed: share of answers without a number.
 
     Raises:
-        ValueError: lengths differ, nothing to score, or a reference holds no number.
+        ValueError: a reference holds no number.
     """
     check_pairs(predictions, references)
     truth = [parse_counts(reference) for reference in references]
@@ -241,9 +243,6 @@ def status_scores(predictions: Sequence[str], references: Sequence[str]) -> dict
         - accuracy: share of answers that name exactly the reference's states ("Two cars are moving, and one is
           parked." names {moving, parked}); references without a known state are compared as strings;
         - unparsed: share of answers without a known state.
-
-    Raises:
-        ValueError: lengths differ or nothing to score.
     """
     check_pairs(predictions, references)
     question = "What is the status of"
@@ -262,7 +261,7 @@ def behaviour_scores(predictions: Sequence[str], references: Sequence[str]) -> d
         in the references, all weighted alike; accuracy of the pair; unparsed: share of answers that lack a part.
 
     Raises:
-        ValueError: lengths differ, nothing to score, or a reference lacks steering or speed.
+        ValueError: a reference lacks steering or speed.
     """
     check_pairs(predictions, references)
     truth = [parse_behaviour(reference) for reference in references]
@@ -271,11 +270,9 @@ def behaviour_scores(predictions: Sequence[str], references: Sequence[str]) -> d
             raise ValueError(f"a behaviour reference must name steering and speed, got {reference!r}")
     said = [parse_behaviour(prediction) for prediction in predictions]
     return {
-        "macro_f1": _macro_f1([" ".join(map(str, pair)) for pair in truth], [" ".join(map(str, p)) for p in said]),
-        "steering_macro_f1": _macro_f1(
-            [str(steering) for steering, _ in truth], [str(steering) for steering, _ in said]
-        ),
-        "speed_macro_f1": _macro_f1([str(speed) for _, speed in truth], [str(speed) for _, speed in said]),
+        "macro_f1": _macro_f1(truth, said),
+        "steering_macro_f1": _macro_f1([steering for steering, _ in truth], [steering for steering, _ in said]),
+        "speed_macro_f1": _macro_f1([speed for _, speed in truth], [speed for _, speed in said]),
         "accuracy": float(np.mean([a == b for a, b in zip(truth, said, strict=True)])),
         "unparsed": float(np.mean([None in pair for pair in said])),
     }
@@ -288,9 +285,6 @@ def multiple_choice_scores(
 
     Returns:
         accuracy of the letter (an option's own wording is accepted for it), unparsed.
-
-    Raises:
-        ValueError: lengths differ or nothing to score.
     """
     check_pairs(predictions, references)
     said = [parse_choice(prediction, question) for prediction, question in zip(predictions, questions, strict=True)]
@@ -306,9 +300,6 @@ def localisation_scores(predictions: Sequence[str], references: Sequence[str]) -
 
     Unlike the challenge's match score, whose graph gate drops questions depending on the model's own answers, the
     denominator is the same for every model.
-
-    Raises:
-        ValueError: lengths differ or nothing to score.
     """
     check_pairs(predictions, references)
     return {"f1": float(np.mean([match_f1(p, r) for p, r in zip(predictions, references, strict=True)]))}
@@ -322,9 +313,6 @@ def score_by_type(
     Returns:
         For "all" and for each type that occurs: `answers` (how many), `accuracy` (`answer_correct`) and the scores of
         that type. "other" and "localisation" answers are long: their exact accuracy says little.
-
-    Raises:
-        ValueError: lengths differ or nothing to score.
     """
     check_pairs(predictions, references)
     rows = list(zip(questions, references, predictions, strict=True))
@@ -373,5 +361,6 @@ def _count_error(truth: Mapping[str, int], said: Mapping[str, int]) -> float:
     return float(np.mean([abs(truth.get(name, 0) - said.get(name, 0)) for name in names]))
 
 
-def _macro_f1(truth: Sequence[str], said: Sequence[str]) -> float:
-    return float(f1_score(truth, said, labels=sorted(set(truth)), average="macro", zero_division=0))
+def _macro_f1(truth: Sequence[Any], said: Sequence[Any]) -> float:
+    true, given = list(map(str, truth)), list(map(str, said))
+    return float(f1_score(true, given, labels=sorted(set(true)), average="macro", zero_division=0))

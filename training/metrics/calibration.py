@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import softmax
 
-BINS = 10
+BINS = 10  # of equal width over the confidence, of the ECE and the reliability diagram
 
 
 def choice_probabilities(log_likelihoods: ArrayLike) -> NDArray[np.float64]:
@@ -29,20 +30,17 @@ def choice_probabilities(log_likelihoods: ArrayLike) -> NDArray[np.float64]:
     logs = np.asarray(log_likelihoods, dtype=np.float64)
     if logs.ndim != 2 or logs.shape[0] < 1 or logs.shape[1] < 2:
         raise ValueError(f"log_likelihoods must be (questions >= 1, choices >= 2), got shape {logs.shape}")
-    best = logs.max(axis=1, keepdims=True)
-    if not np.isfinite(best).all():
+    if not np.isfinite(logs.max(axis=1)).all():
         raise ValueError("log_likelihoods must not be NaN or +inf, and each row needs a finite entry")
-    weights = np.exp(logs - best)
-    return weights / weights.sum(axis=1, keepdims=True)
+    return softmax(logs, axis=1)
 
 
-def calibration_scores(probabilities: ArrayLike, labels: Sequence[int], bins: int = BINS) -> dict[str, Any]:
+def calibration_scores(probabilities: ArrayLike, labels: Sequence[int]) -> dict[str, Any]:
     """Calibration and selective accuracy of a model that answers with its most likely choice.
 
     Args:
         probabilities: (questions, choices), rows sum to 1, see `choice_probabilities`.
         labels: (questions,), index of the right choice.
-        bins: equal-width confidence bins of the ECE and the reliability diagram.
 
     Returns:
         - accuracy, confidence: means; confidence is the probability of the answer given;
@@ -67,7 +65,7 @@ def calibration_scores(probabilities: ArrayLike, labels: Sequence[int], bins: in
     best = np.isclose(matrix, confidence[:, None], rtol=0, atol=1e-12)  # (questions, choices)
     right = best[np.arange(len(truth)), truth] / best.sum(axis=1)
     one_hot = np.eye(matrix.shape[1])[truth]
-    ece, reliability = _reliability(confidence, right, bins)
+    ece, reliability = _reliability(confidence, right)
     curve = risk_coverage(confidence, right)
     return {
         "accuracy": float(right.mean()),
@@ -87,8 +85,7 @@ def risk_coverage(confidence: ArrayLike, right: ArrayLike) -> dict[str, Any]:
     the questions.
 
     Args:
-        confidence: (questions,).
-        right: (questions,), 1 for a right answer, 0 for a wrong one.
+        confidence, right: (questions,), 1 for a right answer, 0 for a wrong one.
 
     Returns:
         - coverage: 1/n, 2/n, ..., 1; risk: error rate of that share of most confident answers;
@@ -107,24 +104,14 @@ def risk_coverage(confidence: ArrayLike, right: ArrayLike) -> dict[str, Any]:
     return {"coverage": (answered / len(sure)).tolist(), "risk": risk.tolist(), "aurc": float(risk.mean())}
 
 
-def _reliability(
-    confidence: NDArray[np.float64], right: NDArray[np.float64], bins: int
-) -> tuple[float, list[dict[str, float]]]:
-    index = np.minimum((confidence * bins).astype(int), bins - 1)  # the last bin includes 1
+def _reliability(confidence: NDArray[np.float64], right: NDArray[np.float64]) -> tuple[float, list[dict[str, float]]]:
+    index = np.minimum((confidence * BINS).astype(int), BINS - 1)  # the last bin includes 1
     rows = []
     ece = 0.0
-    for number in range(bins):
+    for number in np.unique(index).tolist():
         inside = index == number
-        if inside.any():
-            sure, correct = float(confidence[inside].mean()), float(right[inside].mean())
-            ece += inside.mean() * abs(sure - correct)
-            rows.append(
-                {
-                    "low": number / bins,
-                    "high": (number + 1) / bins,
-                    "answers": int(inside.sum()),
-                    "confidence": sure,
-                    "accuracy": correct,
-                }
-            )
+        sure, correct = float(confidence[inside].mean()), float(right[inside].mean())
+        ece += inside.mean() * abs(sure - correct)
+        ends = {"low": number / BINS, "high": (number + 1) / BINS}
+        rows.append({**ends, "answers": int(inside.sum()), "confidence": sure, "accuracy": correct})
     return float(ece), rows

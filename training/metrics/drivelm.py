@@ -17,16 +17,14 @@ Where this differs from the challenge's script, on input that makes the script f
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from training.data.drivelm import CATEGORIES
 from training.metrics.language import Tokenizer, coco_scores
 
-CATEGORIES = ("perception", "prediction", "planning", "behavior")
-"""In the order in which the challenge numbers a frame's questions."""
-
-ACCURACY, JUDGE, LANGUAGE, MATCH = 0, 1, 2, 3
-"""The tags."""
+PARTS = ("accuracy", "judge", "language", "match")
+"""What the tags 0 to 3 stand for."""
 
 MATCH_DISTANCE = 16.0
 """Pixels (|dx| + |dy|) in a 1600x900 image below which two points are the same object."""
@@ -35,6 +33,7 @@ _EPSILON = 1e-8
 _DECIMAL = re.compile(r"\d+\.\d+")
 
 Point = tuple[float, float]
+Counted = tuple[str, str, str]  # id, answer, reference
 
 
 @dataclass(frozen=True)
@@ -46,17 +45,6 @@ class ReferenceQuestion:
     question: str
     answer: str
     tag: frozenset[int]
-
-
-@dataclass
-class CountedAnswers:
-    """The (id, answer, reference) triples that passed the graph gate, by what they count for."""
-
-    accuracy: list[tuple[str, str, str]] = field(default_factory=list)
-    judge: list[tuple[str, str, str]] = field(default_factory=list)
-    language: list[tuple[str, str, str]] = field(default_factory=list)
-    match: list[tuple[str, str, str]] = field(default_factory=list)
-    gated_out: int = 0
 
 
 def points(text: str) -> list[Point]:
@@ -126,23 +114,20 @@ def reference_questions(references: Mapping[str, Any]) -> Iterator[ReferenceQues
             entries = [entry for name in CATEGORIES for entry in _field(qa, name, f"QA of frame {scene}_{frame}")]
             for number, entry in enumerate(entries):
                 identifier = f"{scene}_{frame}_{number}"
-                yield ReferenceQuestion(
-                    id=identifier,
-                    first=number == 0,
-                    question=_field(entry, "Q", f"question {identifier}"),
-                    answer=_field(entry, "A", f"question {identifier}"),
-                    tag=frozenset(_field(entry, "tag", f"question {identifier} (training files have no tags)")),
-                )
+                question, answer = (_field(entry, key, f"question {identifier}") for key in ("Q", "A"))
+                tag = _field(entry, "tag", f"question {identifier} (training files have no tags)")
+                yield ReferenceQuestion(identifier, number == 0, question, answer, frozenset(tag))
 
 
-def counted_answers(references: Mapping[str, Any], answers: Mapping[str, str]) -> CountedAnswers:
-    """Apply the graph gate and sort the answers that pass by their tags.
+def counted_answers(references: Mapping[str, Any], answers: Mapping[str, str]) -> tuple[dict[str, list[Counted]], int]:
+    """The answers that pass the graph gate, by the `PARTS` that they count for, and how many do not pass.
 
     Raises:
         ValueError: a question has no answer in `answers` (also one that the gate would close, as in the challenge),
             or a text whose points must be complete has an odd number of decimals.
     """
-    counted = CountedAnswers()
+    counted: dict[str, list[Counted]] = {part: [] for part in PARTS}
+    gated_out = 0
     graph: set[Point] = set()
     for item in reference_questions(references):
         if item.id not in answers:
@@ -154,19 +139,14 @@ def counted_answers(references: Mapping[str, Any], answers: Mapping[str, str]) -
         if item.first:
             graph = set(match_points(points(answer), _complete_points(item.answer, "first answer", item.id)))
         elif not graph.issuperset(_complete_points(item.question, "question", item.id)):
-            counted.gated_out += 1
+            gated_out += 1
             continue
-        triple = (item.id, answer, item.answer)
-        if ACCURACY in item.tag:
-            counted.accuracy.append(triple)
-        if JUDGE in item.tag:
-            counted.judge.append(triple)
-        if LANGUAGE in item.tag:
-            counted.language.append(triple)
-        if MATCH in item.tag:
+        if PARTS.index("match") in item.tag:
             _complete_points(item.answer, "reference answer with the match tag", item.id)
-            counted.match.append(triple)
-    return counted
+        for tag, part in enumerate(PARTS):
+            if tag in item.tag:
+                counted[part].append((item.id, answer, item.answer))
+    return counted, gated_out
 
 
 def score_drivelm(
@@ -202,28 +182,27 @@ def score_drivelm(
         ValueError: see `index_predictions`, `reference_questions` and `counted_answers`; the judge lacks an id.
     """
     answers = index_predictions(predictions)
-    counted = counted_answers(references, answers)
+    counted, gated_out = counted_answers(references, answers)
     scores: dict[str, Any] = {
-        "accuracy": _mean([float(answer == reference) for _, answer, reference in counted.accuracy]),
-        "match_f1": _mean([match_f1(answer, reference) for _, answer, reference in counted.match]),
-        **_language(counted.language, tokenizer),
-        "judge": _judged(judge, counted.judge),
+        "accuracy": _mean([float(answer == reference) for _, answer, reference in counted["accuracy"]]),
+        "match_f1": _mean([match_f1(answer, reference) for _, answer, reference in counted["match"]]),
+        **_language(counted["language"], tokenizer),
+        "judge": _judged(judge, counted["judge"]),
         "match": None,
     }
     if scores["match_f1"] is not None:
-        scores["match"] = (100 * scores["match_f1"] + (_judged(judge, counted.match) or 0.0)) / 2
-    scores["final"] = _final(scores) if judge is None or counted.judge else None
+        scores["match"] = (100 * scores["match_f1"] + (_judged(judge, counted["match"]) or 0.0)) / 2
+    scores["final"] = _final(scores) if judge is None or counted["judge"] else None
     total = sum(1 for _ in reference_questions(references))
-    parts = {name: len(getattr(counted, name)) for name in ("accuracy", "judge", "language", "match")}
-    counts = {"total": total, "gated_out": counted.gated_out, **parts, "unknown_predictions": len(answers) - total}
+    parts = {part: len(found) for part, found in counted.items()}
+    counts = {"total": total, "gated_out": gated_out, **parts, "unknown_predictions": len(answers) - total}
     return {**scores, "counts": counts}
 
 
-def _language(counted: Sequence[tuple[str, str, str]], tokenizer: Tokenizer | None) -> dict[str, Any]:
+def _language(counted: Sequence[Counted], tokenizer: Tokenizer | None) -> dict[str, Any]:
     """`coco_scores` and `language_score` of the answers that count for them; None where there are none."""
     if not counted:
-        names = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider", "tokenizer", "language")
-        return dict.fromkeys(names)
+        return dict.fromkeys(("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider", "tokenizer", "language"))
     scores = coco_scores([answer for _, answer, _ in counted], [reference for _, _, reference in counted], tokenizer)
     return {**scores, "language": language_score(scores)}
 
@@ -258,7 +237,7 @@ def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _judged(judge: Mapping[str, float] | None, counted: Sequence[tuple[str, str, str]]) -> float | None:
+def _judged(judge: Mapping[str, float] | None, counted: Sequence[Counted]) -> float | None:
     if judge is None or not counted:
         return None
     missing = [identifier for identifier, _, _ in counted if identifier not in judge]

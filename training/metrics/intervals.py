@@ -9,7 +9,7 @@ resamples together.
 
 import warnings
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -48,10 +48,7 @@ def scene_bootstrap(
             the figures (resamples,); NaN where a resample does not define it (no "no" among the references, say),
             such resamples are left out.
         columns: each (questions,), finite.
-        scenes: (questions,), the scene of each question.
-        resamples: how many.
-        confidence: e.g. 0.95.
-        seed: of the resampling. The order of the questions does not matter to which scenes are drawn.
+        scenes: (questions,), the scene of each question; the order does not matter to which scenes are drawn.
 
     Raises:
         ValueError: no questions, shapes disagree, a value is not finite, or `confidence` outside (0, 1).
@@ -71,68 +68,33 @@ def scene_bootstrap(
     def figure(*drawn: NDArray[Any], axis: int) -> NDArray[np.float64]:
         return statistic(*(column.sum(axis=axis) for column in drawn))
 
-    estimate = float(figure(*sums, axis=-1))
+    unknown = Interval(float(figure(*sums, axis=-1)), None, None, len(names), confidence, resamples)
     if len(names) < 2:
-        return Interval(estimate, None, None, len(names), confidence, resamples)
+        return unknown
     with warnings.catch_warnings(action="ignore", category=DegenerateDataWarning):  # of figures that are NaN
-        found = bootstrap(
-            sums,
-            figure,
-            paired=True,
-            vectorized=True,
-            n_resamples=resamples,
-            confidence_level=confidence,
-            method="percentile",
-            rng=np.random.default_rng(seed),
-        )
+        options = {"paired": True, "vectorized": True, "method": "percentile", "rng": np.random.default_rng(seed)}
+        found = bootstrap(sums, figure, n_resamples=resamples, confidence_level=confidence, **options)
     defined = found.bootstrap_distribution[np.isfinite(found.bootstrap_distribution)]
     if not defined.size:
-        return Interval(estimate, None, None, len(names), confidence, resamples)
+        return unknown
     low, high = np.quantile(defined, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(estimate, float(low), float(high), len(names), confidence, resamples)
+    return replace(unknown, low=float(low), high=float(high))
 
 
-def mean_interval(
-    values: ArrayLike,
-    scenes: Sequence[Hashable],
-    *,
-    resamples: int = RESAMPLES,
-    confidence: float = CONFIDENCE,
-    seed: int = 0,
-) -> Interval:
-    """`scene_bootstrap` of a mean over questions, e.g. of 0/1 for wrong and right.
-
-    Args:
-        values: (questions,), finite.
-        scenes: (questions,).
-
-    Raises:
-        ValueError: shapes disagree, no questions, or a value is not finite.
-    """
-    columns = [values, np.ones(len(scenes))]
-    return scene_bootstrap(np.divide, columns, scenes, resamples=resamples, confidence=confidence, seed=seed)
+def mean_interval(values: ArrayLike, scenes: Sequence[Hashable], **options: Any) -> Interval:
+    """`scene_bootstrap`, with its options and errors, of a mean over questions, e.g. of 0/1 for wrong and right."""
+    return scene_bootstrap(np.divide, [values, np.ones(len(scenes))], scenes, **options)
 
 
 def mean_difference_interval(
-    values: ArrayLike,
-    baseline: ArrayLike,
-    scenes: Sequence[Hashable],
-    *,
-    resamples: int = RESAMPLES,
-    confidence: float = CONFIDENCE,
-    seed: int = 0,
+    values: ArrayLike, baseline: ArrayLike, scenes: Sequence[Hashable], **options: Any
 ) -> Interval:
-    """Interval of mean(values) - mean(baseline) on the same questions, e.g. sighted minus blind.
-
-    Args:
-        values: (questions,), scores of one model.
-        baseline: (questions,), scores of the other on the same questions in the same order.
-        scenes: (questions,).
+    """`mean_interval` of one model's values minus another's, of the same questions in the same order.
 
     Raises:
-        ValueError: shapes disagree, no questions, or a value is not finite.
+        ValueError: shapes disagree, or what `scene_bootstrap` raises.
     """
     first, second = np.asarray(values, dtype=np.float64), np.asarray(baseline, dtype=np.float64)
     if first.shape != second.shape:
         raise ValueError(f"a paired difference needs the same questions, got {first.shape} and {second.shape} values")
-    return mean_interval(first - second, scenes, resamples=resamples, confidence=confidence, seed=seed)
+    return mean_interval(first - second, scenes, **options)

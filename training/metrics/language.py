@@ -1,6 +1,7 @@
 """Language scores: COCO BLEU-1..4, ROUGE-L and CIDEr, sacrebleu, the seed's BLEU, BERTScore.
 
 Scores of one name are not comparable across tokenizers or models, so every function says which one it used.
+All take predictions and references of one length and raise a ValueError for other lengths and for none.
 """
 
 import shutil
@@ -61,16 +62,8 @@ def coco_scores(
     CIDEr weighs n-grams by how few of *these* references hold them: it changes with the set of questions, and is 0
     for a single one.
 
-    Args:
-        predictions: answers, may be empty strings.
-        references: their references, same length, at least one.
-        tokenizer: None takes `available_tokenizer()`.
-
     Returns:
-        `bleu_1` ... `bleu_4` and `rouge_l` in [0, 1], `cider` in [0, 10], `tokenizer`.
-
-    Raises:
-        ValueError: the two differ in length or are empty.
+        `bleu_1` ... `bleu_4` and `rouge_l` in [0, 1], `cider` in [0, 10], `tokenizer`, of None the available one.
     """
     check_pairs(predictions, references)
     tokenizer = tokenizer or available_tokenizer()
@@ -90,11 +83,7 @@ def coco_scores(
 
 
 def exact_match(predictions: Sequence[str], references: Sequence[str]) -> float:
-    """The share of answers that are their reference, letter by letter.
-
-    Raises:
-        ValueError: the two differ in length or are empty.
-    """
+    """The share of answers that are their reference, letter by letter."""
     check_pairs(predictions, references)
     return sum(map(str.__eq__, predictions, references)) / len(predictions)
 
@@ -104,9 +93,6 @@ def sacrebleu_score(predictions: Sequence[str], references: Sequence[str]) -> di
 
     Returns:
         `score` in [0, 100] and sacrebleu's `signature`, which names tokenizer, smoothing and version.
-
-    Raises:
-        ValueError: the two differ in length or are empty.
     """
     check_pairs(predictions, references)
     metric = BLEU(force=True)
@@ -123,9 +109,6 @@ def seed_bleu(predictions: Sequence[str], references: Sequence[str]) -> dict[str
 
     Returns:
         `bleu`, `brevity_penalty` and the four `precisions`, all in [0, 1].
-
-    Raises:
-        ValueError: the two differ in length or are empty.
     """
     check_pairs(predictions, references)
     result = BLEU(smooth_method="none", tokenize="13a", force=True).corpus_score(list(predictions), [list(references)])
@@ -136,20 +119,18 @@ def seed_bleu(predictions: Sequence[str], references: Sequence[str]) -> dict[str
     }
 
 
-def load_bert_scorer(model: str, num_layers: int | None = None, device: str | None = None) -> "BERTScorer":
+def load_bert_scorer(model: str, device: str | None = None) -> "BERTScorer":
     """A BERTScore model, to be loaded once and used for many conditions.
 
     Args:
-        model: Hub name or local folder of an encoder with its tokenizer.
-        num_layers: layer whose states are compared. None takes bert_score's choice for the models that it knows, and
-            the last layer of a local folder.
+        model: Hub name or local folder of an encoder with its tokenizer. Compared are the states of its last layer in
+            a local folder, of the layer that bert_score chooses for a Hub name.
         device: None takes the accelerator where there is one.
     """
     from bert_score import BERTScorer  # brings torch: the other scores must not wait for it
     from transformers import AutoConfig
 
-    if num_layers is None and Path(model).is_dir():
-        num_layers = AutoConfig.from_pretrained(model).num_hidden_layers
+    num_layers = AutoConfig.from_pretrained(model).num_hidden_layers if Path(model).is_dir() else None
     return BERTScorer(model_type=model, num_layers=num_layers, device=device)
 
 
@@ -161,26 +142,16 @@ def bert_scores(predictions: Sequence[str], references: Sequence[str], scorer: "
 
     Returns:
         `precision`, `recall`, `f1`, `model`, `num_layers`.
-
-    Raises:
-        ValueError: the two differ in length or are empty.
     """
     check_pairs(predictions, references)
     scored = [(hyp, ref) for hyp, ref in zip(predictions, references, strict=True) if hyp.strip() and ref.strip()]
-    sums = [0.0, 0.0, 0.0]
+    means = [0.0, 0.0, 0.0]
     if scored:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            parts = scorer.score([hyp for hyp, _ in scored], [ref for _, ref in scored])
-        sums = [float(part.double().sum()) for part in parts]
-    precision, recall, f1 = (part / len(predictions) for part in sums)
-    return {
-        "precision": precision,
-        "recall": recall,
-        "f1": f1,
-        "model": scorer.model_type,
-        "num_layers": scorer.num_layers,
-    }
+        with warnings.catch_warnings(action="ignore"):
+            parts = scorer.score(*map(list, zip(*scored, strict=True)))
+        means = [float(part.double().sum()) / len(predictions) for part in parts]
+    figures = dict(zip(("precision", "recall", "f1"), means, strict=True))
+    return {**figures, "model": scorer.model_type, "num_layers": scorer.num_layers}
 
 
 def _java_lines(texts: Sequence[str]) -> list[str]:

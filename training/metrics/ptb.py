@@ -128,10 +128,6 @@ _MARKUP = f"<(?:[!?][A-Za-z-][^>\n]*|{_MARKUP_NAME}(?:{_MARKUP_ATTRIBUTE})* */?|
 _URL_PATH = rf"(?:/[^ \t\n\f\r\"<>|()]+[^{_URL_STOP}-])?"
 
 
-def _as_is(text: str) -> str:
-    return text
-
-
 def _constant(token: str) -> Callable[[str], str]:
     return lambda text: token
 
@@ -146,12 +142,6 @@ def _no_inner_space(text: str) -> str:
 
 def _ampersand(text: str) -> str:
     return regex.sub("(?i:&amp;)", "&", text)
-
-
-def _brackets(text: str) -> str:
-    for bracket, name in _BRACKETS.items():
-        text = text.replace(bracket, name)
-    return text
 
 
 def _round_brackets(text: str) -> str:
@@ -178,26 +168,16 @@ _QUOTES_BY_SIDE = {
     "\u0093\u201c\u00ab": "``",
     "\u0094\u201d\u00bb": "''",
 }
-_REWRITTEN = {  # one character, another token
-    "\u00bc": "1/4",
-    "\u00bd": "1/2",
-    "\u00be": "3/4",
-    "\u2153": "1/3",
-    "\u2154": "2/3",
-    "\u00a2": "cents",
-    "\u00a3": "#",
-    "\u00a4": "$",
-    "\u0080": "$",
-    "\u20a0": "$",
-    "\u20ac": "$",
-}
+# One character, another token: fractions and currencies.
+_REWRITTEN = {"\u00bc": "1/4", "\u00bd": "1/2", "\u00be": "3/4", "\u2153": "1/3", "\u2154": "2/3"}
+_REWRITTEN |= {"\u00a2": "cents", "\u00a3": "#", **dict.fromkeys("\u00a4\u0080\u20a0\u20ac", "$")}
 
 
 @dataclass(frozen=True)
 class _Rule:
     token: str  # regular expression
     ahead: str = ""  # what must follow; counts for the longest match, is not part of the token
-    write: Callable[[str], str] = _as_is
+    write: Callable[[str], str] = str
     give_back: int = 0  # characters at the end of the token that become the next token
     repeat_stop: bool = False  # the full stop at the end belongs to the token and is the next token too
 
@@ -298,7 +278,7 @@ _PUNCTUATION = [
     _Rule("&(?:(?i:HT|TL|UR|LR|QC|QL|QR|odq|cdq)|#[0-9]+);"),
     _Rule("<|(?i:&lt;)", write=_constant("<")),
     _Rule(">|(?i:&gt;)", write=_constant(">")),
-    _Rule(r"[()\[\]{}]", write=_brackets),
+    _Rule(r"[()\[\]{}]", write=lambda text: _BRACKETS[text]),
     _Rule("-+", write=_dashes),
     _Rule("\\.{3,5}|(?:\\.[ \u00a0]){2,4}\\.|[\u0085\u2026]", write=_constant("...")),
     _Rule("@+|#+|_+|[?!]+|<<|>>"),
@@ -307,21 +287,9 @@ _PUNCTUATION = [
     _Rule(f"[{''.join(_REWRITTEN)}]", write=lambda text: _REWRITTEN[text]),
     _Rule(rf"(?=\P{{L}})[{_SYMBOLS}\\]"),
 ]
-_RULES = [
-    *_WORDS,
-    *_APOSTROPHES,
-    *_ADDRESSES,
-    *_NUMBERS,
-    *_ABBREVIATIONS,
-    *_JOINED_WORDS,
-    *_QUOTATION_MARKS,
-    *_FACES,
-    *_PUNCTUATION,
-]
-_COMPILED = [
-    (regex.compile(f"(?P<token>{rule.token})(?:{rule.ahead})" if rule.ahead else f"(?P<token>{rule.token})"), rule)
-    for rule in _RULES
-]
+_RULES = [*_WORDS, *_APOSTROPHES, *_ADDRESSES, *_NUMBERS, *_ABBREVIATIONS, *_JOINED_WORDS, *_QUOTATION_MARKS]
+_RULES += [*_FACES, *_PUNCTUATION]
+_COMPILED = [(regex.compile(f"(?P<token>{rule.token})(?:{rule.ahead})"), rule) for rule in _RULES]
 _SKIPPED = regex.compile(f"(?:[\\x00{_SPACES}\u200b\u200e\u200f\ufeff\\x7f]|(?i:&nbsp;))+")
 # Most of an answer: a plain word before a space, which only the assimilations split.
 _PLAIN_WORD = regex.compile("([A-Za-z]+)(?= )")

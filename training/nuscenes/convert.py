@@ -45,13 +45,7 @@ from tqdm import tqdm
 
 from training.data.drivelm import key_frame, qa_entry, read_scenes, write_scenes
 from training.data.rig import EXTRA_VIEWS, Rig, read_rig, write_rig
-from training.data.wording import (
-    choose_key_objects,
-    describe,
-    object_tag,
-    observed_status,
-    perception_questions,
-)
+from training.data.wording import choose_key_objects, describe, object_tag, observed_status, perception_questions
 from training.nuscenes.geometry import Annotated, Sensor, find_rig, read_objects, read_sensors, reference_pose
 from training.nuscenes.views import proof_picture, read_lidar, render_lidar, render_map
 from training.stages.files import whole
@@ -83,21 +77,12 @@ class NuScenesArguments:
     dataroot: str = field(metadata={"help": "folder in nuScenes format: samples/, maps/ and the tables' folder"})
     version: str = field(metadata={"help": "name of the tables' folder, for example v1.0-trainval"})
     output_dir: str = field(metadata={"help": "folder to write; see the top of this file for what it holds"})
-    drivelm_json: str | None = field(
-        default=None, metadata={"help": "keep the questions of this DriveLM file instead of writing some from boxes"}
-    )
-    views: list[str] = field(
-        default_factory=list,
-        metadata={"help": f"extra views to draw: {' '.join(EXTRA_VIEWS)}", "choices": EXTRA_VIEWS},
-    )
+    drivelm_json: str | None = field(default=None, metadata={"help": "keep its questions, write none from boxes"})
+    views: list[str] = field(default_factory=list, metadata={"help": f"extra ones to draw: {' '.join(EXTRA_VIEWS)}"})
     seed: int = field(default=0, metadata={"help": "decides which questions are asked; every frame has its own draw"})
     max_distance: float = field(default=60.0, metadata={"help": "ask about objects up to so many metres away"})
-    min_pixels: float = field(
-        default=24.0, metadata={"help": "and with a longer side of so many pixels in a 1600x900 image"}
-    )
-    rig: str | None = field(
-        default=None, metadata={"help": "name or file of a rig with all cameras; default: as the calibration has it"}
-    )
+    min_pixels: float = field(default=24.0, metadata={"help": "and whose longer side has so many pixels of 1600x900"})
+    rig: str | None = field(default=None, metadata={"help": "name or file, with all cameras; default: as calibrated"})
     picture: str | None = field(default=None, metadata={"help": "draw a proof picture of one key frame to this file"})
     frame_token: str | None = field(default=None, metadata={"help": "the key frame of --picture; default: the first"})
 
@@ -155,10 +140,7 @@ def main(args: NuScenesArguments) -> dict[str, Any]:
         _save_image(proof_picture(nusc, sample, rig), Path(args.picture))
 
     skipped: Counter[str] = Counter()
-    if args.drivelm_json is None:
-        scenes = box_scenes(nusc, args, skipped, rig)
-    else:
-        scenes = read_scenes(args.drivelm_json)
+    scenes = read_scenes(args.drivelm_json) if args.drivelm_json else box_scenes(nusc, args, skipped, rig)
     frames = [
         (scene_token, token, frame)
         for scene_token, scene in scenes.items()
@@ -167,11 +149,9 @@ def main(args: NuScenesArguments) -> dict[str, Any]:
     lacking = count_lacking(nusc, rig, {token: frame for _, token, frame in frames})
     joined = _add_views(nusc, args, frames, rig, output_dir)
     write_rig(output_dir, rig)
+    content = [(token, scene.get("scene_description", ""), scene["key_frames"]) for token, scene in scenes.items()]
     with whole(output_dir / "drivelm.json") as unfinished:
-        write_scenes(
-            unfinished,
-            ((token, scene.get("scene_description", ""), scene["key_frames"]) for token, scene in scenes.items()),
-        )
+        write_scenes(unfinished, content)
     counts = {
         "scenes": len(scenes),
         "frames": len(frames),
@@ -199,13 +179,7 @@ def _choose_rig(nusc: NuScenes, asked: str | None) -> Rig:
 
 
 def count_lacking(nusc: NuScenes, rig: Rig, frames: Mapping[str, Any]) -> Counter[str]:
-    """By reason, the images that key frames have but `frames` do not name, and the other way round.
-
-    Args:
-        nusc: the devkit's tables.
-        rig: the cameras.
-        frames: {frame token: key frame of a DriveLM file}.
-    """
+    """By reason, the images that key frames have and `frames` ({token: of a DriveLM file}) lack, and vice versa."""
     lacking: Counter[str] = Counter()
     for sample in nusc.sample:
         if sample["token"] not in frames:
@@ -221,11 +195,7 @@ def count_lacking(nusc: NuScenes, rig: Rig, frames: Mapping[str, Any]) -> Counte
 
 
 def _add_views(
-    nusc: NuScenes,
-    args: NuScenesArguments,
-    frames: list[tuple[str, str, dict[str, Any]]],
-    rig: Rig,
-    output_dir: Path,
+    nusc: NuScenes, args: NuScenesArguments, frames: list[tuple[str, str, dict[str, Any]]], rig: Rig, output_dir: Path
 ) -> int:
     """Draw the extra views of (scene token, frame token, key frame), name them there and write the calibration.
 
@@ -255,19 +225,14 @@ def _add_views(
 def box_scenes(nusc: NuScenes, args: NuScenesArguments, skipped: Counter[str], rig: Rig) -> dict[str, Any]:
     """Every key frame of a nuScenes-format folder in DriveLM's structure, with perception questions from its boxes.
 
-    Args:
-        nusc: the devkit's tables.
-        args: `seed`, `max_distance` and `min_pixels` are read.
-        skipped: counts, by reason, the boxes that no question is about.
-        rig: the cameras.
+    `skipped` counts, by reason, the boxes that no question is about.
     """
     scenes: dict[str, Any] = {
         scene["token"]: {"scene_description": scene["description"], "key_frames": {}} for scene in nusc.scene
     }
     for sample in tqdm(nusc.sample, desc="questions from boxes", unit="frame"):
-        objects = read_objects(
-            nusc, sample, min_pixels=args.min_pixels, max_distance=args.max_distance, skipped=skipped, rig=rig
-        )
+        limits = {"min_pixels": args.min_pixels, "max_distance": args.max_distance}
+        objects = read_objects(nusc, sample, **limits, skipped=skipped, rig=rig)
         # A draw of its own for every frame: adding frames changes no other frame's questions.
         rng = random.Random(f"{args.seed} {sample['token']}")
         written = perception_questions([annotated.item for annotated in objects], rng, rig=rig)
@@ -301,23 +266,15 @@ def _render(view: str, nusc: NuScenes, sample: dict[str, Any], sensors: dict[str
 
 def _calibration_rows(scene_token: str, token: str, sensors: dict[str, Sensor]) -> Iterator[dict[str, Any]]:
     for sensor in sensors.values():
-        yield {
-            "scene_token": scene_token,
-            "frame_token": token,
-            "channel": sensor.channel,
-            "width": sensor.size[0],
-            "height": sensor.size[1],
-            "intrinsic": sensor.intrinsic.ravel().tolist(),
-            "ego_from_sensor": sensor.ego_from_sensor.ravel().tolist(),
-            "global_from_ego": sensor.global_from_ego.ravel().tolist(),
-        }
+        size = dict(zip(("width", "height"), sensor.size, strict=True))
+        names = ("intrinsic", "ego_from_sensor", "global_from_ego")
+        matrices = {name: getattr(sensor, name).ravel().tolist() for name in names}
+        yield {"scene_token": scene_token, "frame_token": token, "channel": sensor.channel, **size, **matrices}
 
 
 def _find_sample(nusc: NuScenes, token: str | None) -> dict[str, Any]:
-    if token is None:
-        return nusc.sample[0]
     for sample in nusc.sample:
-        if sample["token"] == token:
+        if token in (None, sample["token"]):
             return sample
     raise ValueError(f"--frame_token {token} is none of the {len(nusc.sample)} samples of {nusc.version}.")
 
@@ -327,9 +284,7 @@ def _link(link: Path, target: Path) -> None:
     if link.is_symlink():
         link.unlink()
     elif link.exists():
-        raise ValueError(
-            f"{link} is in the way: this stage puts a link to --dataroot there. Use another --output_dir."
-        )
+        raise ValueError(f"{link} is in the way of a link to --dataroot. Use another --output_dir.")
     link.symlink_to(target.resolve(), target_is_directory=True)
 
 
@@ -345,10 +300,8 @@ def _listing(folder: Path) -> str:
 
 
 def _summary(output_dir: Path, counts: dict[str, Any]) -> str:
-    lines = [
-        f"{output_dir}: " + ", ".join(f"{value} {key}" for key, value in counts.items() if isinstance(value, int))
-    ]
-    lines[0] += f"; cameras: {', '.join(counts['cameras'])}"
+    numbers = ", ".join(f"{value} {key}" for key, value in counts.items() if isinstance(value, int))
+    lines = [f"{output_dir}: {numbers}; cameras: {', '.join(counts['cameras'])}"]
     lines += [f"  {number} frames: {reason}" for reason, number in counts["cameras left out"].items()]
     lines += [f"  {number} boxes left out: {reason}" for reason, number in counts["boxes left out"].items()]
     return "\n".join(lines)

@@ -30,13 +30,7 @@ CATEGORIES: dict[str, str] = {
     "vehicle.construction": "construction vehicle",
     "vehicle.bicycle": "bicycle",
     "vehicle.motorcycle": "motorcycle",
-    "human.pedestrian.adult": "pedestrian",
-    "human.pedestrian.child": "pedestrian",
-    "human.pedestrian.construction_worker": "pedestrian",
-    "human.pedestrian.police_officer": "pedestrian",
-    "human.pedestrian.wheelchair": "pedestrian",
-    "human.pedestrian.stroller": "pedestrian",
-    "human.pedestrian.personal_mobility": "pedestrian",
+    "human.pedestrian": "pedestrian",
     "movable_object.barrier": "barrier",
     "movable_object.trafficcone": "traffic cone",
 }
@@ -66,23 +60,14 @@ HIDDEN_LEVEL = "v0-40"
 
 @dataclass(frozen=True)
 class Sensor:
-    """Calibration and pose of one sensor at one key frame.
+    """Calibration and pose of one sensor at one key frame."""
 
-    Attributes:
-        channel: for example CAM_FRONT or LIDAR_TOP.
-        path: the sensor's file, relative to the data root.
-        size: (width, height) of the image in pixels, (0, 0) for a LiDAR.
-        intrinsic: (3, 3) pinhole matrix in pixels; empty (0, 0) for a LiDAR.
-        ego_from_sensor: (4, 4), metres.
-        global_from_ego: (4, 4), metres, at the moment the sensor fired.
-    """
-
-    channel: str
-    path: str
-    size: tuple[int, int]
-    intrinsic: np.ndarray
-    ego_from_sensor: np.ndarray
-    global_from_ego: np.ndarray
+    channel: str  # for example CAM_FRONT or LIDAR_TOP
+    path: str  # its file, relative to the data root
+    size: tuple[int, int]  # width and height of the image in pixels, (0, 0) for a LiDAR
+    intrinsic: np.ndarray  # (3, 3) pinhole matrix in pixels; empty (0, 0) for a LiDAR
+    ego_from_sensor: np.ndarray  # (4, 4), metres
+    global_from_ego: np.ndarray  # (4, 4), metres, at the moment the sensor fired
 
     @property
     def is_camera(self) -> bool:
@@ -96,17 +81,11 @@ class Sensor:
 
 @dataclass(frozen=True)
 class SeenBox:
-    """The image of a 3-D box in one camera.
+    """The image of a 3-D box in one camera."""
 
-    Attributes:
-        bounds: (left, top, right, bottom) in pixels, cut off at the image's borders.
-        share: share of the box's image that lies inside the borders, 0..1.
-        offset: distance of its middle from the middle of the image, 0 (centre) .. 1 (left or right border).
-    """
-
-    bounds: tuple[float, float, float, float]
-    share: float
-    offset: float
+    bounds: tuple[float, float, float, float]  # left, top, right, bottom in pixels, cut off at the image's borders
+    share: float  # of the box's image that lies inside the borders, 0..1
+    offset: float  # distance of its middle from the middle of the image, 0 (centre) .. 1 (left or right border)
 
 
 def read_sensors(nusc: NuScenes, sample: dict[str, Any]) -> dict[str, Sensor]:
@@ -214,13 +193,12 @@ def see_box(camera: Sensor, corners: np.ndarray) -> SeenBox | None:
     left, top = edges.min(axis=(0, 1))
     right, bottom = edges.max(axis=(0, 1))
     width, height = camera.size
-    inside = (max(left, 0.0), max(top, 0.0), min(right, float(width)), min(bottom, float(height)))
-    if inside[0] >= inside[2] or inside[1] >= inside[3]:
+    x0, y0 = float(max(left, 0.0)), float(max(top, 0.0))
+    x1, y1 = float(min(right, width)), float(min(bottom, height))
+    if x0 >= x1 or y0 >= y1:
         return None
-    share = (inside[2] - inside[0]) * (inside[3] - inside[1]) / ((right - left) * (bottom - top))
-    offset = abs((inside[0] + inside[2]) / width - 1)
-    bounds = (float(inside[0]), float(inside[1]), float(inside[2]), float(inside[3]))
-    return SeenBox(bounds, float(share), float(offset))
+    share = (x1 - x0) * (y1 - y0) / ((right - left) * (bottom - top))
+    return SeenBox((x0, y0, x1, y1), float(share), abs((x0 + x1) / width - 1))
 
 
 def best_camera(sensors: dict[str, Sensor], corners: np.ndarray, rig: Rig = NUSCENES) -> tuple[str, SeenBox] | None:
@@ -258,12 +236,10 @@ def read_objects(
     """The annotated objects of a key frame that a person could make out in the images.
 
     Args:
-        nusc: the devkit's tables.
         sample: a record of the sample table.
         min_pixels: the box's longer side must have this many pixels (of a 1600x900 image) in its best camera.
         max_distance: in metres from the ego car.
         skipped: counts, by reason, the boxes that are left out.
-        rig: the cameras to look with.
     """
     sensors = read_sensors(nusc, sample)
     ego_from_global = np.linalg.inv(reference_pose(sensors, sample, rig))
@@ -287,7 +263,8 @@ def read_objects(
             skipped["outside all cameras"] += 1
             continue
         camera, seen = best
-        bounds = _in_drivelm_pixels(seen.bounds, sensors[camera].size)
+        x, y = IMAGE_SIZE[0] / sensors[camera].size[0], IMAGE_SIZE[1] / sensors[camera].size[1]
+        bounds = seen.bounds[0] * x, seen.bounds[1] * y, seen.bounds[2] * x, seen.bounds[3] * y
         if max(bounds[2] - bounds[0], bounds[3] - bounds[1]) < min_pixels:
             skipped[f"smaller than {min_pixels:g} pixels"] += 1
             continue
@@ -299,31 +276,18 @@ def read_objects(
 
 def class_word(category: str) -> str | None:
     """DriveLM's word for a nuScenes category, None if it has none: `vehicle.bus.rigid` -> `bus`."""
-    parts = category.split(".")
-    for length in range(len(parts), 0, -1):
-        word = CATEGORIES.get(".".join(parts[:length]))
-        if word is not None:
-            return word
-    return None
+    while category and category not in CATEGORIES:
+        category = category.rpartition(".")[0]
+    return CATEGORIES.get(category)
 
 
 def read_status(nusc: NuScenes, annotation: dict[str, Any]) -> str | None:
     """The status from the annotation's attributes, None if it has none that DriveLM has a word for."""
-    for token in annotation["attribute_tokens"]:
-        status = ATTRIBUTES.get(nusc.get("attribute", token)["name"])
-        if status is not None:
-            return status
-    return None
+    names = (nusc.get("attribute", token)["name"] for token in annotation["attribute_tokens"])
+    return next((ATTRIBUTES[name] for name in names if name in ATTRIBUTES), None)
 
 
 def _can_be_seen(nusc: NuScenes, annotation: dict[str, Any]) -> bool:
     if annotation["visibility_token"]:
         return nusc.get("visibility", annotation["visibility_token"])["level"] != HIDDEN_LEVEL
     return annotation["num_lidar_pts"] + annotation["num_radar_pts"] > 0
-
-
-def _in_drivelm_pixels(
-    bounds: tuple[float, float, float, float], size: tuple[int, int]
-) -> tuple[float, float, float, float]:
-    x, y = IMAGE_SIZE[0] / size[0], IMAGE_SIZE[1] / size[1]
-    return bounds[0] * x, bounds[1] * y, bounds[2] * x, bounds[3] * y

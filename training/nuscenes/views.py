@@ -188,6 +188,5 @@ def _top_tile(
         draw.line([*map(float, outline.mean(axis=1)), *map(float, front)], fill=CLASS_COLORS[name])
     for index, (name, color) in enumerate(CLASS_COLORS.items()):
         draw.text((6, 4 + 16 * index), name, fill=color, font_size=14)
-    text = f"{2 * BEV_RANGE:g} m, ahead is up"
-    draw.text((6, side - 22), text, fill="white", font_size=14)
+    draw.text((6, side - 22), f"{2 * BEV_RANGE:g} m, ahead is up", fill="white", font_size=14)
     return tile

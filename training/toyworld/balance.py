@@ -5,8 +5,6 @@ other pair of answers, are equally frequent in every template (`exact`); of more
 the second (`level`); free descriptions are left as they fall (`open`).
 """
 
-from __future__ import annotations
-
 import random
 import re
 from collections import Counter, defaultdict
@@ -21,22 +19,15 @@ _ACCURACY = 0  # the challenge's tag
 
 
 class Item(NamedTuple):
-    """One question with what the balance needs.
-
-    Attributes:
-        value: what a blind model would have to guess; the answer, or the text of the right option.
-        group: what is balanced: the value, or a class of values where most of them occur once.
-        rule: "exact", "level" or "open".
-        tag: the challenge's metric, or None where the challenge asks no such question.
-    """
+    """One question with what the balance needs."""
 
     category: str
     question: str
     answer: str
-    value: str
-    group: str
-    rule: str
-    tag: int | None
+    value: str  # what a blind model would have to guess; the answer, or the text of the right option
+    group: str  # what is balanced: the value, or a class of values where most of them occur once
+    rule: str  # "exact", "level" or "open"
+    tag: int | None  # the challenge's metric, or None where the challenge asks no such question
 
 
 def template(question: str) -> str:
@@ -90,10 +81,8 @@ def _cut_surplus(frames: Sequence[FrameQuestions], rng: random.Random) -> None:
     dropped: set[tuple[int, int]] = set()
     for key, by_group in places.items():
         counts = sorted((len(where) for where in by_group.values()), reverse=True)
-        if rules[key] == "exact":
-            keep = counts[1] if len(counts) > 1 else 0
-        else:
-            keep = max(counts[1] if len(counts) > 1 else 0, 1)
+        second = counts[1] if len(counts) > 1 else 0
+        keep = second if rules[key] == "exact" else max(second, 1)
         for where in by_group.values():
             if len(where) > keep:
                 dropped.update(rng.sample(where, len(where) - keep))
@@ -129,13 +118,11 @@ def _choose(items: Iterable[Item], per_frame: int, rng: random.Random) -> list[I
 
 def _complete_existence(frames: Sequence[FrameQuestions], rng: random.Random) -> None:
     """Ask existence questions that are mostly answered yes in other frames too, where the answer is no."""
+    asked = [{item.question for item in frame.items} for frame in frames]
     surplus: Counter[str] = Counter()
-    asked: list[set[str]] = []
-    for frame in frames:
-        asked.append({item.question for item in frame.items})
-        for item in frame.items:
-            if item.question.startswith("Are there "):
-                surplus[item.question] += 1 if item.answer == "Yes." else -1
+    for item in (item for frame in frames for item in frame.items):
+        if item.question.startswith("Are there "):
+            surplus[item.question] += 1 if item.answer == "Yes." else -1
     order = list(range(len(frames)))
     rng.shuffle(order)
     turn = 0

@@ -1,7 +1,5 @@
 """The toy world's cameras: a rig's, at a picture size, and how much of a box each of them shows."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from functools import cache, cached_property

@@ -35,8 +35,6 @@ beside DriveLM's own keys, so that an evaluation can hold one weather out. How c
 told in `models` and `render`, what is asked and by which rules in `questions`.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections import Counter
@@ -77,22 +75,14 @@ class ToyWorldArguments:
     output_dir: str = field(metadata={"help": "folder to write; it must be empty or not exist"})
     seed: int = field(default=0, metadata={"help": "another seed is another world"})
     frames_per_scene: int = field(default=1, metadata={"help": "key frames in each scene"})
-    questions_per_frame: int = field(
-        default=40, metadata={"help": "how many questions a frame keeps on average; balancing moves it by a few"}
-    )
-    weathers: list[str] = field(
-        default_factory=lambda: list(WEATHERS), metadata={"help": "which weathers there are; one left out is unseen"}
-    )
+    questions_per_frame: int = field(default=40, metadata={"help": "on average; balancing moves it by a few"})
+    weathers: list[str] = field(default_factory=lambda: list(WEATHERS), metadata={"help": "those that there are"})
     width: int = field(
         default=400,
         metadata={"help": "picture width in pixels of a camera of 1600x900, a multiple of 16; others in proportion"},
     )
-    rig: str = field(
-        default="nuscenes", metadata={"help": "the cameras: nuscenes, four, seven or a YAML or JSON file"}
-    )
-    num_workers: int = field(
-        default_factory=lambda: os.cpu_count() or 1, metadata={"help": "processes; the result is the same"}
-    )
+    rig: str = field(default="nuscenes", metadata={"help": "the cameras: nuscenes, four, seven or a file"})
+    num_workers: int = field(default_factory=lambda: os.cpu_count() or 1, metadata={"help": "processes; same result"})
 
 
 class _Made(NamedTuple):
@@ -139,27 +129,16 @@ def _make(args: ToyWorldArguments, rig: Rig, settings: dict[str, Any], output: P
     root = output / "nuscenes"
     for sensor in (*rig.names, "LIDAR_TOP"):
         (root / "samples" / sensor).mkdir(parents=True)
-    made = list(
-        tqdm(_make_frames(args, rig, root), total=args.scenes * args.frames_per_scene, desc="frames", unit="frame")
-    )
-    questions = [item.questions for item in made]
-    balance_world(questions, args.questions_per_frame, args.seed)
+    count = args.scenes * args.frames_per_scene
+    made = list(tqdm(_make_frames(args, rig, root), total=count, desc="frames", unit="frame"))
+    balance_world([item.questions for item in made], args.questions_per_frame, args.seed)
     scenes = [made[start : start + args.frames_per_scene] for start in range(0, len(made), args.frames_per_scene)]
     _write_drivelm(output / "drivelm.json", scenes, lambda item: {item.frame.token: _key_frame(item)})
     _write_drivelm(output / "pictures.json", scenes, lambda item: item.pictures)
-    _write_drivelm(
-        output / "documents.json",
-        scenes,
-        lambda item: document_frames(item.frame, list(item.pictures.values())),
-    )
+    _write_drivelm(output / "documents.json", scenes, lambda item: document_frames(item.frame, item.pictures.values()))
     write_map(root)
-    write_tables(
-        root,
-        [[item.frame for item in scene] for scene in scenes],
-        [item.visibility for item in made],
-        [item.lidar_points for item in made],
-        args.width,
-    )
+    frames = [[item.frame for item in scene] for scene in scenes]
+    write_tables(root, frames, [item.visibility for item in made], [item.lidar_points for item in made], args.width)
     priors = _measure_priors(made)
     write_json(output / "priors.json", priors)
     write_rig(output, rig)
@@ -169,16 +148,7 @@ def _make(args: ToyWorldArguments, rig: Rig, settings: dict[str, Any], output: P
 
 def _make_frames(args: ToyWorldArguments, rig: Rig, root: Path) -> Iterator[_Made]:
     places = [(scene, frame) for scene in range(args.scenes) for frame in range(args.frames_per_scene)]
-    make = partial(
-        _make_frame,
-        root=root,
-        seed=args.seed,
-        frames_per_scene=args.frames_per_scene,
-        width=args.width,
-        wanted=args.questions_per_frame,
-        weathers=tuple(args.weathers),
-        rig=rig,
-    )
+    make = partial(_make_frame, args, rig, root)
     if args.num_workers == 1:
         yield from map(make, places)
         return
@@ -187,24 +157,15 @@ def _make_frames(args: ToyWorldArguments, rig: Rig, root: Path) -> Iterator[_Mad
         yield from pool.map(make, places, chunksize=4)  # in order; a worker that dies raises, where a Pool would hang
 
 
-def _make_frame(
-    place: tuple[int, int],
-    root: Path,
-    seed: int,
-    frames_per_scene: int,
-    width: int,
-    wanted: int,
-    weathers: tuple[str, ...],
-    rig: Rig,
-) -> _Made:
-    frame = sample_frame(seed, *place, frames_per_scene, weathers, rig)
-    views = render(frame, width)
+def _make_frame(args: ToyWorldArguments, rig: Rig, root: Path, place: tuple[int, int]) -> _Made:
+    frame = sample_frame(args.seed, *place, args.frames_per_scene, args.weathers, rig)
+    views = render(frame, args.width)
     for camera, view in views.items():
         Image.fromarray(view.pixels).save(root / image_file(frame, camera), quality=_JPEG_QUALITY)
     sweep, lidar_points = scan(frame)
     np.asarray(sweep, "<f4").tofile(root / lidar_file(frame))
     truth = find_truth(frame, views)
-    questions = FrameQuestions(write_questions(frame, truth, wanted), *existence_truth(truth))
+    questions = FrameQuestions(write_questions(frame, truth, args.questions_per_frame), *existence_truth(truth))
     pictures = {
         f"{frame.token}-{camera}": picture_frame(frame, truth, camera, f"../nuscenes/{image_file(frame, camera)}")
         for camera in views
@@ -215,20 +176,18 @@ def _make_frame(
 
 def _describe_scene(frame: ToyFrame) -> str:
     """DriveLM has this text too. It tells the answer: it must never get into a prompt."""
-    weather = {"day": "A clear day", "night": "Night", "rain": "Rain", "fog": "Fog"}[frame.weather]
+    weather = "A clear day" if frame.weather == "day" else frame.weather.capitalize()
     return f"{weather}. The ego vehicle is in the {_LANE_WORDS[frame.ego_lane]} lane of a road with three lanes."
 
 
 def _write_drivelm(
     path: Path, scenes: list[list[_Made]], key_frames: Callable[[_Made], dict[str, dict[str, Any]]]
 ) -> None:
-    def contents() -> Iterator[tuple[str, str, dict[str, Any]]]:
-        for scene in scenes:
-            first = scene[0].frame
-            frames = {token: frame for item in scene for token, frame in key_frames(item).items()}
-            yield first.scene_token, _describe_scene(first), frames
+    def content(scene: list[_Made]) -> tuple[str, str, dict[str, Any]]:
+        frames = {token: frame for item in scene for token, frame in key_frames(item).items()}
+        return scene[0].frame.scene_token, _describe_scene(scene[0].frame), frames
 
-    write_scenes(path, contents())
+    write_scenes(path, map(content, scenes))
 
 
 def _key_frame(made: _Made) -> dict[str, Any]:
@@ -247,7 +206,7 @@ def _measure_priors(made: list[_Made]) -> dict[str, Any]:
     """
     items = [item for frame in made for item in frame.questions.items]
     existence = Counter(item.answer for item in items if item.question.startswith("Are there "))
-    rows = ({"category": item.category, "question": item.question, "answer": item.answer} for item in items)
+    rows = (item._asdict() for item in items)
     return {
         "frames": len(made),
         "visible_objects_per_frame": round(sum(item.visible for item in made) / len(made), 2),

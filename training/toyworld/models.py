@@ -19,16 +19,13 @@ The convention that makes class and state visible (and is what a model has to le
     bicycle, motorcycle    with rider: a person in yellow (bicycle) or dark blue (motorcycle) on it; without: bare
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from training.toyworld.cameras import Array
 from training.toyworld.scene import ToyObject
 
-Array = NDArray[np.float64]
 Colour = tuple[int, int, int]
 
 PAINT: dict[str, Colour] = {
@@ -60,26 +57,17 @@ _TOP, _END, _SIDE = 1.1, 0.8, 0.95  # light on roofs, on front and back, on the 
 
 
 class Face(NamedTuple):
-    """A flat convex polygon.
+    """A flat convex polygon."""
 
-    Attributes:
-        points: (n, 3) in the object's frame, counter-clockwise seen from outside.
-        colour: red, green, blue.
-        glows: it shines by itself, also at night.
-        both_sides: it is seen from behind too.
-        layer: of faces in one plane the higher one is in front.
-    """
-
-    points: Array
-    colour: Colour
-    glows: bool = False
-    both_sides: bool = False
-    layer: int = 0
+    points: Array  # (n, 3) in the object's frame, counter-clockwise seen from outside
+    colour: Colour  # red, green, blue
+    glows: bool = False  # it shines by itself, also at night
+    both_sides: bool = False  # it is seen from behind too
+    layer: int = 0  # of faces in one plane the higher one is in front
 
 
 def build_faces(item: ToyObject) -> list[Face]:
     """The faces of an object in its own frame: x forward, y left, z up, origin at the middle of its bottom, metres."""
-    length, width, height = item.size
     builders = {
         "car": _car,
         "truck": _truck,
@@ -93,8 +81,7 @@ def build_faces(item: ToyObject) -> list[Face]:
         "traffic light": _traffic_light,
     }
     unit = builders[item.name](item)  # in a box of length, width and height 1
-    scale = np.array([length, width, height])
-    return [face._replace(points=face.points * scale) for face in unit]
+    return [face._replace(points=face.points * np.array(item.size)) for face in unit]
 
 
 def build_streaks(item: ToyObject) -> list[Array]:
@@ -102,17 +89,15 @@ def build_streaks(item: ToyObject) -> list[Array]:
     if item.status != "moving":
         return []
     length, width, height = item.size
-    person = item.name == "pedestrian"
-    front, back = (-0.1, 0.7) if person else (length * 0.3, 1.8)
-    thick = height * 0.03 if person else min(0.13, height * 0.06)
-    streaks = []
-    for side in (-1, 1):
-        y = side * (width / 2 + (0.05 if person else 0.18))
-        for level in (0.3, 0.55, 0.8):
-            z = height * level
-            x0, x1 = -length / 2 - back, front
-            streaks.append(np.array([(x0, y, z), (x1, y, z), (x1, y, z + thick), (x0, y, z + thick)]))
-    return streaks
+    if item.name == "pedestrian":
+        x0, x1, apart, thick = -length / 2 - 0.7, -0.1, 0.05, height * 0.03
+    else:
+        x0, x1, apart, thick = -length / 2 - 1.8, length * 0.3, 0.18, min(0.13, height * 0.06)
+    return [
+        np.array([(x0, y, z), (x1, y, z), (x1, y, z + thick), (x0, y, z + thick)])
+        for y in (-(width / 2 + apart), width / 2 + apart)
+        for z in (height * 0.3, height * 0.55, height * 0.8)
+    ]
 
 
 def _shade(colour: Colour, light: float) -> Colour:
@@ -153,16 +138,12 @@ def _disc(x: float, y: float, z: float, rx: float, rz: float, colour: Colour, la
 
 def _band(faces: list[Face], low: float, high: float, colour: Colour, glows: bool, margin: float = 0.06) -> list[Face]:
     """A band on the four upright faces of a block, from `low` to `high` of its height."""
+    corners = ((margin, low), (1 - margin, low), (1 - margin, high), (margin, high))
     bands = []
     for face in faces[1:]:
         a, b, c, d = face.points  # bottom left, bottom right, top right, top left
-        points = np.array(
-            [
-                a + (d - a) * v + ((b + (c - b) * v) - (a + (d - a) * v)) * u
-                for u, v in ((margin, low), (1 - margin, low), (1 - margin, high), (margin, high))
-            ]
-        )
-        bands.append(Face(points, colour, glows, layer=face.layer + 1))
+        points = [a + (d - a) * v + ((b + (c - b) * v) - (a + (d - a) * v)) * u for u, v in corners]
+        bands.append(Face(np.array(points), colour, glows, layer=face.layer + 1))
     return bands
 
 
@@ -176,12 +157,12 @@ def _paint(item: ToyObject) -> Colour:
 
 def _wheels(item: ToyObject, places: tuple[float, ...], rx: float, rz: float) -> list[Face]:
     hub = (205, 205, 205) if item.status == "moving" else (80, 80, 84)
-    faces = []
-    for y in (-0.499, 0.499):
-        for x in places:
-            faces.append(_disc(x, y, rz, rx, rz, RUBBER, layer=2))
-            faces.append(_disc(x, y, rz, rx * 0.62, rz * 0.62, hub, layer=3))
-    return faces
+    return [
+        _disc(x, y, rz, rx * part, rz * part, colour, layer)
+        for y in (-0.499, 0.499)
+        for x in places
+        for part, colour, layer in ((1.0, RUBBER, 2), (0.62, hub, 3))
+    ]
 
 
 def _lamps(item: ToyObject, low: float, high: float, roof: float, roof_x: tuple[float, float]) -> list[Face]:
@@ -255,10 +236,7 @@ def _bus(item: ToyObject) -> list[Face]:
 
 def _construction_vehicle(item: ToyObject) -> list[Face]:
     paint = _paint(item)
-    tracks = [
-        *_block((-0.46, 0.2), (-0.49, -0.25), (0.0, 0.24), BLACK),
-        *_block((-0.46, 0.2), (0.25, 0.49), (0.0, 0.24), BLACK),
-    ]
+    tracks = [face for y in ((-0.49, -0.25), (0.25, 0.49)) for face in _block((-0.46, 0.2), y, (0.0, 0.24), BLACK)]
     body = _block((-0.49, 0.15), (-0.44, 0.44), (0.22, 0.52), paint)
     cab = _block((-0.16, 0.14), (-0.4, 0.1), (0.52, 0.9), paint)
     boom = _block((0.1, 0.42), (0.14, 0.34), (0.55, 0.68), paint)
@@ -284,24 +262,17 @@ def _person(
     for side in (-1, 1):
         foot = x + side * stride
         leg = _block((x - 0.14, x + 0.14), _ordered(side * y * 0.1, side * y * 0.75), (z0, hip), legs)
-        shear = foot - x
-        faces += [
-            face._replace(
-                points=face.points + np.stack([(hip - face.points[:, 2]) / (hip - z0) * shear] + [np.zeros(4)] * 2, 1)
-            )
-            for face in leg
-        ]
         hand = _block((x - 0.1, x + 0.1), _ordered(side * y, side * (y + arm)), (hip, neck), _shade(top, 0.85))
-        faces += [
-            face._replace(
-                points=face.points
-                + np.stack([(neck - face.points[:, 2]) / (neck - hip) * -shear] + [np.zeros(4)] * 2, 1)
-            )
-            for face in hand
-        ]
+        faces += _sheared(leg, z0, hip, foot - x) + _sheared(hand, hip, neck, x - foot)
     faces += _block((x - 0.17, x + 0.17), (-y, y), (hip, neck), top)
     faces += _block((x - 0.15, x + 0.15), (-y * 0.6, y * 0.6), (neck, z1), head, taper=(0.03, y * 0.12))
     return faces
+
+
+def _sheared(faces: list[Face], low: float, high: float, shift: float) -> list[Face]:
+    """A limb that hangs from `high` and is moved ahead by `shift` at `low`."""
+    ahead = [np.stack([(high - face.points[:, 2]) / (high - low) * shift] + [np.zeros(4)] * 2, 1) for face in faces]
+    return [face._replace(points=face.points + moved) for face, moved in zip(faces, ahead, strict=True)]
 
 
 def _ordered(a: float, b: float) -> tuple[float, float]:
@@ -353,10 +324,7 @@ def _motorcycle(item: ToyObject) -> list[Face]:
 
 def _barrier(item: ToyObject) -> list[Face]:
     body = _block((-0.3, 0.3), (-0.49, 0.49), (0.12, 1.0), PAINT["white"])
-    feet = [
-        *_block((-0.5, 0.5), (-0.46, -0.34), (0.0, 0.14), DARK),
-        *_block((-0.5, 0.5), (0.34, 0.46), (0.0, 0.14), DARK),
-    ]
+    feet = [face for y in ((-0.46, -0.34), (0.34, 0.46)) for face in _block((-0.5, 0.5), y, (0.0, 0.14), DARK)]
     stripes = []
     for face in body[1:]:
         a, b, c, d = face.points

@@ -5,11 +5,9 @@ The map holds nine pieces of road, one for each way that the road bends and lane
 pose lies on its piece, so a raster of the map around the car shows the road of the pictures.
 """
 
-from __future__ import annotations
-
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +17,9 @@ from PIL import Image, ImageDraw
 from pyquaternion import Quaternion
 
 from training.toyworld.cameras import Camera, cameras
-from training.toyworld.scene import (
-    CURVATURE,
-    DIRECTIONS,
-    LANES,
-    ToyFrame,
-    ToyObject,
-    from_road,
-    road_edges,
-    token,
-)
+from training.toyworld.scene import CURVATURE, DIRECTIONS, LANES, ToyFrame, ToyObject, from_road, road_edges, token
+
+Record = dict[str, Any]
 
 VERSION = "v1.0-toy"
 MAP_FILE = "maps/toyworld.png"
@@ -47,15 +38,10 @@ CATEGORY_NAMES = {
     "barrier": "movable_object.barrier",
     "traffic cone": "movable_object.trafficcone",
 }
-ATTRIBUTE_NAMES = (
-    "vehicle.moving",
-    "vehicle.parked",
-    "vehicle.stopped",
-    "cycle.with_rider",
-    "cycle.without_rider",
-    "pedestrian.moving",
-    "pedestrian.standing",
-)
+ATTRIBUTE_NAMES = """
+    vehicle.moving vehicle.parked vehicle.stopped cycle.with_rider cycle.without_rider pedestrian.moving
+    pedestrian.standing
+""".split()
 _VISIBILITY = (("1", "v0-40", 0.4), ("2", "v40-60", 0.6), ("3", "v60-80", 0.8), ("4", "v80-100", 1.01))
 _BEAMS, _STEPS = 32, 120
 _REACH = 50.0  # metres
@@ -179,13 +165,11 @@ def write_tables(
         width: of the pictures, pixels.
     """
     rig = cameras(width, scenes[0][0].rig)
-    seed = scenes[0][0].seed
-    tables: dict[str, list[dict[str, Any]]] = _fixed_tables(seed, rig, scenes)
-    number = 0
+    tables = _fixed_tables(scenes[0][0].seed, rig, scenes)
+    measured = zip(visibility, lidar_points, strict=True)
     for frames in scenes:
         for position in range(len(frames)):
-            _add_frame(tables, frames, position, rig, visibility[number], lidar_points[number])
-            number += 1
+            _add_frame(tables, frames, position, rig, *next(measured))
         tables["scene"].append(_scene_record(frames))
     folder = root / VERSION
     folder.mkdir(parents=True, exist_ok=True)
@@ -194,33 +178,16 @@ def write_tables(
             json.dump(records, file, indent=0, separators=(",", ":"))
 
 
-def _fixed_tables(
-    seed: int, rig: dict[str, Camera], scenes: Sequence[Sequence[ToyFrame]]
-) -> dict[str, list[dict[str, Any]]]:
+def _fixed_tables(seed: int, rig: dict[str, Camera], scenes: Sequence[Sequence[ToyFrame]]) -> dict[str, list[Record]]:
     """Tables that do not grow with the frames, and the others empty."""
-    names = [*rig, LIDAR]
-    poses = [
-        {
-            "token": token(seed, "calibrated_sensor", camera.name),
-            "sensor_token": token(seed, "sensor", camera.name),
-            "translation": list(camera.translation),
-            "rotation": camera.rotation.elements.tolist(),
-            "camera_intrinsic": [list(row) for row in camera.intrinsic],
-        }
+    poses = {
+        camera.name: (camera.translation, camera.rotation, [list(row) for row in camera.intrinsic])
         for camera in rig.values()
-    ]
-    poses.append(
-        {
-            "token": token(seed, "calibrated_sensor", LIDAR),
-            "sensor_token": token(seed, "sensor", LIDAR),
-            "translation": list(LIDAR_TRANSLATION),
-            "rotation": LIDAR_ROTATION.elements.tolist(),
-            "camera_intrinsic": [],
-        }
-    )
+    }
+    poses[LIDAR] = (LIDAR_TRANSLATION, LIDAR_ROTATION, [])
     logs = [
         {
-            "token": token(seed, "log", frames[0].scene),
+            **_record(seed, "log", frames[0].scene),
             "logfile": logfile(frames[0]),
             "vehicle": "toy",
             "date_captured": "2020-09-13",
@@ -228,43 +195,45 @@ def _fixed_tables(
         }
         for frames in scenes
     ]
+    road_map = {"log_tokens": [log["token"] for log in logs], "category": "semantic_prior", "filename": MAP_FILE}
     return {
         "category": [
-            {"token": token(seed, "category", name), "name": name, "description": "", "index": index}
+            {**_record(seed, "category", name), "name": name, "description": "", "index": index}
             for index, name in enumerate(CATEGORY_NAMES.values())
         ],
         "attribute": [
-            {"token": token(seed, "attribute", name), "name": name, "description": ""} for name in ATTRIBUTE_NAMES
+            {**_record(seed, "attribute", name), "name": name, "description": ""} for name in ATTRIBUTE_NAMES
         ],
         "visibility": [{"token": key, "level": level, "description": ""} for key, level, _ in _VISIBILITY],
         "sensor": [
-            {
-                "token": token(seed, "sensor", name),
-                "channel": name,
-                "modality": "lidar" if name == LIDAR else "camera",
-            }
-            for name in names
+            {**_record(seed, "sensor", name), "channel": name, "modality": "camera" if name in rig else "lidar"}
+            for name in poses
         ],
-        "calibrated_sensor": poses,
+        "calibrated_sensor": [
+            {
+                **_record(seed, "calibrated_sensor", name),
+                "sensor_token": token(seed, "sensor", name),
+                **_pose(translation, rotation),
+                "camera_intrinsic": intrinsic,
+            }
+            for name, (translation, rotation, intrinsic) in poses.items()
+        ],
         "log": logs,
-        "map": [
-            {
-                "token": token(seed, "map"),
-                "log_tokens": [log["token"] for log in logs],
-                "category": "semantic_prior",
-                "filename": MAP_FILE,
-            }
-        ],
-        "scene": [],
-        "sample": [],
-        "sample_data": [],
-        "ego_pose": [],
-        "instance": [],
-        "sample_annotation": [],
+        "map": [{**_record(seed, "map"), **road_map}],
+        **{name: [] for name in ("scene", "sample", "sample_data", "ego_pose", "instance", "sample_annotation")},
     }
 
 
-def _scene_record(frames: Sequence[ToyFrame]) -> dict[str, Any]:
+def _record(seed: int, *parts: object) -> Record:
+    """The beginning of a record: its token, from what it stands for."""
+    return {"token": token(seed, *parts)}
+
+
+def _pose(translation: Iterable[float], rotation: Quaternion) -> Record:
+    return {"translation": [*map(float, translation)], "rotation": rotation.elements.tolist()}
+
+
+def _scene_record(frames: Sequence[ToyFrame]) -> Record:
     first = frames[0]
     return {
         "token": first.scene_token,
@@ -273,57 +242,41 @@ def _scene_record(frames: Sequence[ToyFrame]) -> dict[str, Any]:
         "first_sample_token": first.token,
         "last_sample_token": frames[-1].token,
         "name": f"scene-toy-{first.scene:05d}",
-        "description": f"{first.weather}",
+        "description": first.weather,
     }
 
 
 def _add_frame(
-    tables: dict[str, list[dict[str, Any]]],
+    tables: dict[str, list[Record]],
     frames: Sequence[ToyFrame],
     position: int,
     rig: dict[str, Camera],
     visibility: Sequence[float],
     lidar_points: Sequence[int],
 ) -> None:
-    frame = frames[position]
-    seed, when = frame.seed, timestamp(frame)
+    frame, when = frames[position], timestamp(frames[position])
     before = frames[position - 1] if position else None
     after = frames[position + 1] if position + 1 < len(frames) else None
-    tables["sample"].append(
-        {
-            "token": frame.token,
-            "timestamp": when,
-            "scene_token": frame.scene_token,
-            "prev": before.token if before else "",
-            "next": after.token if after else "",
-        }
-    )
-    translation, rotation = ego_pose(frame)
-    pose_token = token(seed, "ego_pose", frame.scene, frame.frame)
-    tables["ego_pose"].append(
-        {
-            "token": pose_token,
-            "timestamp": when,
-            "translation": translation.tolist(),
-            "rotation": rotation.elements.tolist(),
-        }
-    )
+    beside = {"prev": before, "next": after}
+    links = {key: other.token if other else "" for key, other in beside.items()}
+    tables["sample"].append({"token": frame.token, "timestamp": when, "scene_token": frame.scene_token, **links})
+    pose = _record(frame.seed, "ego_pose", frame.scene, frame.frame)
+    tables["ego_pose"].append({**pose, "timestamp": when, **_pose(*ego_pose(frame))})
     for name in (*rig, LIDAR):
         camera = rig.get(name)
         tables["sample_data"].append(
             {
                 "token": _data_token(frame, name),
                 "sample_token": frame.token,
-                "ego_pose_token": pose_token,
-                "calibrated_sensor_token": token(seed, "calibrated_sensor", name),
+                "ego_pose_token": pose["token"],
+                "calibrated_sensor_token": token(frame.seed, "calibrated_sensor", name),
                 "timestamp": when,
                 "fileformat": "jpg" if camera else "pcd",
                 "is_key_frame": True,
                 "height": camera.height if camera else 0,
                 "width": camera.width if camera else 0,
                 "filename": image_file(frame, name) if camera else lidar_file(frame),
-                "prev": _data_token(before, name) if before else "",
-                "next": _data_token(after, name) if after else "",
+                **{key: _data_token(other, name) if other else "" for key, other in beside.items()},
             }
         )
     for index, item in enumerate(frame.objects):
@@ -336,30 +289,30 @@ def _data_token(frame: ToyFrame, sensor: str) -> str:
 
 
 def _add_annotation(
-    tables: dict[str, list[dict[str, Any]]], frame: ToyFrame, index: int, visibility: float, lidar_points: int
+    tables: dict[str, list[Record]], frame: ToyFrame, index: int, visibility: float, lidar_points: int
 ) -> None:
     """Each object is met once: key frames are far apart."""
-    item = frame.objects[index]
-    seed = frame.seed
-    translation, rotation = ego_pose(frame)
-    annotation = token(seed, "annotation", frame.scene, frame.frame, index)
-    instance = token(seed, "instance", frame.scene, frame.frame, index)
-    attribute = attribute_name(item)
-    length, width, height = item.size
+    item, seed = frame.objects[index], frame.seed
+    annotation, instance = (
+        _record(seed, kind, frame.scene, frame.frame, index) for kind in ("annotation", "instance")
+    )
     tables["instance"].append(
         {
-            "token": instance,
+            **instance,
             "category_token": token(seed, "category", CATEGORY_NAMES[item.name]),
             "nbr_annotations": 1,
-            "first_annotation_token": annotation,
-            "last_annotation_token": annotation,
+            "first_annotation_token": annotation["token"],
+            "last_annotation_token": annotation["token"],
         }
     )
+    translation, rotation = ego_pose(frame)
+    attribute = attribute_name(item)
+    length, width, height = item.size
     tables["sample_annotation"].append(
         {
-            "token": annotation,
+            **annotation,
             "sample_token": frame.token,
-            "instance_token": instance,
+            "instance_token": instance["token"],
             "visibility_token": next(key for key, _, limit in _VISIBILITY if visibility < limit),
             "attribute_tokens": [token(seed, "attribute", attribute)] if attribute else [],
             "translation": (rotation.rotate(np.array(item.center)) + translation).tolist(),

@@ -7,10 +7,8 @@ named by its camera or by where it looks: a published SmolVLM has seen documents
 them, and can read "back left" in CAM_BACK_LEFT.
 """
 
-from __future__ import annotations
-
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from training.data.drivelm import IMAGE_SIZE, key_frame, qa_entry
@@ -46,8 +44,7 @@ def picture_questions(frame: ToyFrame, truth: Truth, camera: str) -> list[tuple[
         *_counts(seen, doubtful, rng),
     ]
     if not doubtful:
-        pairs.append(("Describe the picture.", _description(frame, seen)))
-        pairs.append((LISTING, _listing(seen)))
+        pairs += [("Describe the picture.", _description(frame, seen)), (LISTING, _listing(seen))]
         nearest = min(seen, key=lambda item: item.item.distance, default=None)
         if nearest is not None:
             pairs.append(("What is nearest to the camera?", f"The {nearest.item.name}."))
@@ -110,11 +107,11 @@ def _existence(seen: Sequence[Seen], doubtful: set[str], rng: random.Random) -> 
     true = [kind for kind in asked if kind in there]
     false = [kind for kind in asked if kind not in there]
     count = min(_ASKED_EACH_WAY, len(true), len(false)) or 1
-    pairs = []
-    for kinds_chosen, answer in ((true, "Yes."), (false, "No.")):
-        for name, status in rng.sample(kinds_chosen, min(count, len(kinds_chosen))):
-            pairs.append((rng.choice(SHOWS).format(_kind(name, status, rng)), answer))
-    return pairs
+    return [
+        (rng.choice(SHOWS).format(_kind(name, status, rng)), answer)
+        for chosen, answer in ((true, "Yes."), (false, "No."))
+        for name, status in rng.sample(chosen, min(count, len(chosen)))
+    ]
 
 
 def _kind(name: str, status: str | None, rng: random.Random) -> str:
@@ -129,11 +126,11 @@ def _counts(seen: Sequence[Seen], doubtful: set[str], rng: random.Random) -> lis
     names = [name for name in CLASSES if name not in doubtful]
     shown = [name for name in names if any(item.item.name == name for item in seen)]
     chosen = {*rng.sample(shown, min(2, len(shown))), *rng.sample(names, min(1, len(names)))}
-    pairs = []
-    for name in sorted(chosen):
-        count = sum(item.item.name == name for item in seen)
-        pairs.append((rng.choice(_COUNTS).format(plural(name)), f"{count_word(count).capitalize()}."))
-    return pairs
+    counts = {name: sum(item.item.name == name for item in seen) for name in sorted(chosen)}
+    return [
+        (rng.choice(_COUNTS).format(plural(name)), f"{count_word(count).capitalize()}.")
+        for name, count in counts.items()
+    ]
 
 
 def picture_frame(frame: ToyFrame, truth: Truth, camera: str, path: str) -> dict[str, Any]:
@@ -142,7 +139,7 @@ def picture_frame(frame: ToyFrame, truth: Truth, camera: str, path: str) -> dict
     return _key_frame(perception, {camera: path}, frame)
 
 
-def document_frames(frame: ToyFrame, pictures: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def document_frames(frame: ToyFrame, pictures: Collection[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """`{token: key frame}`: a frame's pictures, as `picture_frame` writes them, all together and each alone.
 
     Every question says which picture is meant: `CAM_BACK: Describe the picture.`, `Describe the picture. To the back.`
@@ -162,7 +159,7 @@ def document_frames(frame: ToyFrame, pictures: Sequence[dict[str, Any]]) -> dict
     return {frame.token: _key_frame(perception, paths, frame), **alone}
 
 
-def _placed(rig: Rig, pictures: Sequence[dict[str, Any]], rng: random.Random) -> dict[str, list[dict[str, Any]]]:
+def _placed(rig: Rig, pictures: Iterable[dict[str, Any]], rng: random.Random) -> dict[str, list[dict[str, Any]]]:
     """{camera: its picture's questions, each with the place in front or behind}."""
     placed: dict[str, list[dict[str, Any]]] = {}
     for picture in pictures:

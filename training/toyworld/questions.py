@@ -16,8 +16,6 @@ fixed rules on what the pictures show:
 What may be asked about is decided in `truth`, how often a question is asked in `balance`.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -40,8 +38,10 @@ _NOTICE = (
     "vehicle take? What object should the ego vehicle notice third? What is the state of the object perceived by the "
     "ego vehicle as third and what action should the ego vehicle take?"
 )
-
-
+_START, _STAY = "accelerate and go ahead", "remain stationary"  # what the ego car can do
+_STOP, _SLOW = "brake gently to a stop", "decelerate gradually without braking"
+_GO_ON = "keep going at the same speed"
+_WAYS = {"straight": "Go straight.", "left": "Turn left.", "right": "Turn right."}
 _NO_COLLISION = "No such action will lead to a collision."
 
 
@@ -110,21 +110,18 @@ class _Scene:
         """What the ego car should do because of an object, as the rest of `should ...`."""
         distance = seen.item.distance
         if not self.moving:
-            green = seen.item.status == "green"
-            return "accelerate and go ahead" if green else "remain stationary"
+            return _START if seen.item.status == "green" else _STAY
         if seen.item.status == "red" or (self.in_path(seen) and distance <= 11.0):
-            return "brake gently to a stop"
+            return _STOP
         before = seen.sector in ("front", "front left", "front right")
         if (self.in_path(seen) and distance <= 17.0) or (before and moves(seen.item) and distance <= 8.0):
-            return "decelerate gradually without braking"
-        return "keep going at the same speed"
+            return _SLOW
+        return _GO_ON
 
     def reason(self, seen: Seen) -> str:
         if seen.item.name == "traffic light":
             return "to follow the traffic rules"
-        if self.action(seen) == "keep going at the same speed":
-            return "that there is no safety issue"
-        return "to maintain a safe distance"
+        return "that there is no safety issue" if self.action(seen) == _GO_ON else "to maintain a safe distance"
 
 
 def _state(item: ToyObject) -> str:
@@ -168,16 +165,13 @@ def _perception(scene: _Scene, rng: random.Random, rounds: int) -> list[Item]:
                 items.append(_closed("perception", question, answer, "open"))
             else:
                 items.append(_closed("perception", question, answer))
-    if (
-        rounds > 2
-    ):  # as many as that: the release asks about classes without a state too; `balance_world` finds the "No." to each
+    if rounds > 2:  # then as the release: about classes without a state too; `balance_world` finds the "No." to each
         plain = sorted({existence_question(seen.item.name, None, seen.sector) for seen in scene.truth.seen})
         items += [yes_no("perception", question, True) for question in plain]
     for tag, seen in scene.tagged:
-        question = f"What is the visual description of {tag}?"
-        items.append(_closed("perception", question, describe_colour(seen.item)))
+        items.append(_closed("perception", f"What is the visual description of {tag}?", describe_colour(seen.item)))
         if seen.item.name in _VEHICLES:
-            words = {"straight": "Going ahead.", "left": "Turn left.", "right": "Turn right."}
+            words = {**_WAYS, "straight": "Going ahead."}
             right = words[seen.item.turn] if moves(seen.item) else "Stopped."
             question = f"What is the moving status of object {tag}?"
             items.append(_closed("perception", question, right))
@@ -185,8 +179,7 @@ def _perception(scene: _Scene, rng: random.Random, rounds: int) -> list[Item]:
     if "front" in scene.frame.rig.sectors and ("traffic light", "front") not in scene.truth.unclear:
         light = any(seen.item.name == "traffic light" for seen in scene.truth.seen)
         answer = "Yes, there is one traffic element in the front view." if light else "No."
-        question = "Is there any traffic element in the front view?"
-        items.append(_closed("perception", question, answer, "exact"))
+        items.append(_closed("perception", "Is there any traffic element in the front view?", answer, "exact"))
     if scene.tagged:
         items.append(_important_objects(scene))
     return items
@@ -194,20 +187,18 @@ def _perception(scene: _Scene, rng: random.Random, rounds: int) -> list[Item]:
 
 def _in_doubt(question: str, truth: Truth) -> bool:
     """Whether the answer depends on something that is shown badly."""
-    for name, sector in truth.unclear:
-        if question_place(sector) in question and (
-            question.startswith(("What are objects", "What is the closest")) or name in question
-        ):
-            return True
-    return False
+    any_class = question.startswith(("What are objects", "What is the closest"))
+    return any(
+        question_place(sector) in question and (any_class or name in question) for name, sector in truth.unclear
+    )
 
 
 def _important_objects(scene: _Scene) -> Item:
     chosen = sorted(scene.tagged, key=lambda pair: (not scene.considers(pair[1]), pair[1].item.distance))[:4]
-    parts = []
-    for _, seen in chosen:
-        words = describe_colour(seen.item).rstrip(".").lower()
-        parts.append(f"{with_article(words)} to the {seen.sector} of the ego vehicle")
+    parts = [
+        f"{with_article(describe_colour(seen.item).rstrip('.').lower())} to the {seen.sector} of the ego vehicle"
+        for _, seen in chosen
+    ]
     tags = [tag for tag, _ in chosen]
     ids = f"The ID of this object is {tags[0]}." if len(tags) == 1 else f"The IDs of these objects are {listed(tags)}."
     question = (
@@ -220,7 +211,7 @@ def _important_objects(scene: _Scene) -> Item:
 def _prediction(scene: _Scene, rng: random.Random, rounds: int) -> list[Item]:
     items = []
     tags = {seen.index: tag for tag, seen in scene.tagged}
-    future = {"straight": "Keep going straight.", "left": "Turn left.", "right": "Turn right."}
+    future = {**_WAYS, "straight": "Keep going straight."}
     for tag, seen in scene.tagged:
         item = seen.item
         sign = item.name in ("traffic light", "barrier")
@@ -307,9 +298,10 @@ def _priority(scene: _Scene) -> list[tuple[str, Seen]]:
 
 
 def _notice(scene: _Scene) -> Item:
-    parts = []
-    for word, (tag, seen) in zip(("Firstly", "Secondly", "Thirdly"), _priority(scene), strict=False):
-        parts.append(f"{word}, notice {tag}. {_state(seen.item)}, so the ego vehicle should {scene.action(seen)}.")
+    parts = [
+        f"{word}, notice {tag}. {_state(seen.item)}, so the ego vehicle should {scene.action(seen)}."
+        for word, (tag, seen) in zip(("Firstly", "Secondly", "Thirdly"), _priority(scene), strict=False)
+    ]
     return _closed("prediction", _NOTICE, " ".join(parts), "open", _MATCH)
 
 
@@ -329,45 +321,37 @@ def _planning(scene: _Scene) -> list[Item]:
         question = f"Is {tag} an object that the ego vehicle should consider in the current scene?"
         items.append(yes_no("planning", question, considers))
         if seen.item.name == "traffic light":
-            action = scene.action(seen).capitalize()
             question = f"Based on {tag} in this scene, what is the most possible action of the ego vehicle?"
-            items.append(_closed("planning", question, f"{action}.", tag=_ACCURACY))
+            items.append(_closed("planning", question, f"{scene.action(seen).capitalize()}.", tag=_ACCURACY))
         else:
             question = f"Is it necessary for the ego vehicle to take {tag} into account?"
             items.append(yes_no("planning", question, considers))
         question = (
             f"What actions could the ego vehicle take based on {tag}? Why take this action and what's the probability?"
         )
-        answer = (
-            f"The action is to {scene.action(seen)}. The reason is {scene.reason(seen)}, and the probability is high."
-        )
-        items.append(_closed("planning", question, answer, tag=_JUDGE))
+        reason = f"The reason is {scene.reason(seen)}, and the probability is high."
+        items.append(_closed("planning", question, f"The action is to {scene.action(seen)}. {reason}", tag=_JUDGE))
         question = f"What actions taken by the ego vehicle can lead to a collision with {tag}?"
         items.append(_closed("planning", question, _collision(scene, seen), "exact", _JUDGE))
         near = scene.moving and scene.in_path(seen) and not moves(seen.item)
         after = f"What is the probability of colliding with {tag} after the ego vehicle"
-        question = f"{after} goes straight and keeps the same speed?"
-        items.append(_closed("planning", question, "High." if near else "Low.", "exact", _ACCURACY))
         behind = seen.sector == "back" and moves(seen.item) and abs(seen.item.across) < 1.75
-        question = f"{after} steps on the brakes?"
-        items.append(_closed("planning", question, "High." if behind else "Low.", "exact", _ACCURACY))
+        risks = {"goes straight and keeps the same speed": near, "steps on the brakes": behind}
         for side in ("left", "right"):
-            near = scene.moving and _before_on(side, seen) and seen.item.distance <= 9.0
-            question = f"{after} turns {side} at a constant speed?"
-            items.append(_closed("planning", question, "High." if near else "Low.", "exact", _ACCURACY))
+            before = seen.sector == f"front {side}" or (seen.sector == side and seen.item.center[0] > 0)
+            risks[f"turns {side} at a constant speed"] = scene.moving and before and seen.item.distance <= 9.0
+        for action, high in risks.items():
+            items.append(_closed("planning", f"{after} {action}?", "High." if high else "Low.", "exact", _ACCURACY))
     question = "Will water droplets on the glass affect the driver's line of sight?"
-    answer = (
-        "Yes, water droplets on the glass can affect the driver's line of sight." if frame.weather == "rain" else "No."
-    )
-    items.append(_closed("planning", question, answer, "exact", _JUDGE))
+    yes = "Yes, water droplets on the glass can affect the driver's line of sight."
+    items.append(_closed("planning", question, yes if frame.weather == "rain" else "No.", "exact", _JUDGE))
     lights = [seen for seen in scene.truth.seen if seen.item.name == "traffic light"]
     if lights or frame.light is None:
         answer = f"{str(lights[0].item.status).capitalize()} light." if lights else "None."
         question = "What is the traffic signal that the ego vehicle should pay attention to?"
         items.append(_closed("planning", question, answer, tag=_ACCURACY))
-    target = {"straight": "Go straight.", "left": "Turn left.", "right": "Turn right."}[frame.direction]
-    question = "What is the target action of the ego vehicle?"
-    items.append(_closed("planning", question, target if scene.moving else "Stationary.", tag=_ACCURACY))
+    target = _WAYS[frame.direction] if scene.moving else "Stationary."
+    items.append(_closed("planning", "What is the target action of the ego vehicle?", target, tag=_ACCURACY))
     items += _actions(scene)
     considered = [tag for tag, seen in _priority(scene) if scene.considers(seen)]
     if considered:
@@ -376,17 +360,10 @@ def _planning(scene: _Scene) -> list[Item]:
     return items
 
 
-def _before_on(side: str, seen: Seen) -> bool:
-    """Whether the ego car would turn to an object that stands to this side."""
-    return seen.sector == f"front {side}" or (seen.sector == side and seen.item.center[0] > 0)
-
-
 def _actions(scene: _Scene) -> list[Item]:
     """Safe and dangerous actions, from the light, the path, the lanes that exist and what is in them."""
     frame = scene.frame
     reacting = {scene.action(seen) for seen in scene.truth.seen}
-    must_stop = "brake gently to a stop" in reacting
-    slows = "decelerate gradually without braking" in reacting
     blocked = {
         lane_offset(frame, seen.item)
         for seen in scene.truth.seen
@@ -394,32 +371,25 @@ def _actions(scene: _Scene) -> list[Item]:
     }
     left_free = frame.ego_lane > 0 and 1 not in blocked
     right_free = frame.ego_lane < LANES - 1 and -1 not in blocked
-    if not scene.moving:
-        go = any(seen.item.status == "green" for seen in scene.truth.seen)
-        safe = ["accelerate and go ahead"] if go else ["remain stationary"]
-    elif must_stop:
-        safe = ["brake gently to a stop"]
-    elif slows:
-        safe = ["decelerate gradually without braking"]
-    else:
-        safe = ["keep going at the same speed"]
     if scene.moving:
+        safe = [next((action for action in (_STOP, _SLOW) if action in reacting), _GO_ON)]
         safe += ["change to the left lane"] * left_free + ["change to the right lane"] * right_free
-    dangerous = ["accelerate and go ahead"] * (must_stop or slows)
+    else:
+        go = any(seen.item.status == "green" for seen in scene.truth.seen)
+        safe = [_START] if go else [_STAY]
+    dangerous = [_START] * bool(reacting & {_STOP, _SLOW})
     dangerous += ["back up"] * any(seen.sector == "back" and seen.item.distance <= 13 for seen in scene.truth.seen)
     dangerous += ["change to the left lane"] * (not left_free) + ["change to the right lane"] * (not right_free)
-    items = [
+    return [
         _closed(
             "planning",
-            "In this scenario, what are safe actions to take for the ego vehicle?",
-            f"{listed(safe).capitalize()}.",
+            f"In this scenario, what are {kind} actions to take for the ego vehicle?",
+            f"{listed(actions).capitalize()}.",
             tag=_JUDGE,
         )
+        for kind, actions in (("safe", safe), ("dangerous", dangerous))
+        if actions
     ]
-    if dangerous:
-        question = "In this scenario, what are dangerous actions to take for the ego vehicle?"
-        items.append(_closed("planning", question, f"{listed(dangerous).capitalize()}.", tag=_JUDGE))
-    return items
 
 
 def _behavior(frame: ToyFrame, rng: random.Random) -> list[Item]:
@@ -427,18 +397,10 @@ def _behavior(frame: ToyFrame, rng: random.Random) -> list[Item]:
     right = _behaviour(frame.direction, frame.speed)
     others = [_behaviour(d, s) for d in DIRECTIONS for s in SPEEDS if (d, s) != (frame.direction, frame.speed)]
     options = [right, *rng.sample(others, 3)]
-    return [
-        _closed("behavior", question, right, "level", _ACCURACY),
-        _choice("behavior", question, right, options, rng),
-    ]
+    return [_closed("behavior", question, right, tag=_ACCURACY), _choice("behavior", question, right, options, rng)]
 
 
 def _behaviour(direction: str, speed: str) -> str:
-    way = {"straight": "going straight", "left": "steering to the left", "right": "steering to the right"}[direction]
-    pace = {
-        "not moving": "not moving",
-        "slow": "driving slowly",
-        "normal": "driving with normal speed",
-        "fast": "driving fast",
-    }[speed]
+    way = {"straight": "going straight"}.get(direction, f"steering to the {direction}")
+    pace = {"slow": "driving slowly", "normal": "driving with normal speed", "fast": "driving fast"}.get(speed, speed)
     return f"The ego vehicle is {way}. The ego vehicle is {pace}."

@@ -10,8 +10,6 @@ Weather: blue sky; night with lit lamps and the ego car's own headlights; rain w
 the lens; fog that swallows what is far.
 """
 
-from __future__ import annotations
-
 import math
 import random
 from dataclasses import dataclass
@@ -21,18 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from training.toyworld.cameras import Camera, cameras
+from training.toyworld.cameras import Array, Camera, cameras
 from training.toyworld.models import STREAK, build_faces, build_streaks
-from training.toyworld.scene import (
-    LANE_WIDTH,
-    LANES,
-    ToyFrame,
-    ToyObject,
-    road_coordinates,
-    road_edges,
-)
+from training.toyworld.scene import LANE_WIDTH, LANES, ToyFrame, ToyObject, road_coordinates, road_edges
 
-Array = NDArray[np.float64]
 Pixels = NDArray[np.uint8]
 Block = tuple[slice, slice]  # rows, columns
 
@@ -57,19 +47,12 @@ _SKY = {
 
 @dataclass(frozen=True)
 class View:
-    """One camera's picture.
+    """One camera's picture."""
 
-    Attributes:
-        pixels: (height, width, 3).
-        numbers: (height, width), 1 + index into `frame.objects` of what a pixel shows; 0 is scenery.
-        unhidden: (objects,) pixels that each object would have in this picture if nothing stood before it.
-        covers: (objects, 1 + objects), pixels of the first object that show another one: 0 is scenery (a pole).
-    """
-
-    pixels: Pixels
-    numbers: NDArray[np.int16]
-    unhidden: NDArray[np.int64]
-    covers: NDArray[np.int64]
+    pixels: Pixels  # (height, width, 3)
+    numbers: NDArray[np.int16]  # (height, width), 1 + index into `frame.objects` of what a pixel shows; 0 is scenery
+    unhidden: NDArray[np.int64]  # (objects,) pixels that each would have in this picture if nothing stood before it
+    covers: NDArray[np.int64]  # (objects, 1 + objects), pixels of the first that show another: 0 is scenery (a pole)
 
     def visible(self) -> NDArray[np.int64]:
         """Pixels that each object has, (objects,)."""
@@ -237,18 +220,16 @@ def _skyline(seed: int, scene: int) -> tuple[NDArray[np.float32], NDArray[np.flo
 def _visible_polygon(camera: Camera, points: Array) -> Array | None:
     """Camera frame (n, 3) -> pixels (m, 2) of the part before the near plane; None if there is none."""
     before = points[:, 2] > _NEAR
-    if not before.any():
-        return None
-    if not before.all():
-        kept = []
-        for i in range(len(points)):
-            a, b = points[i - 1], points[i]
-            if before[i - 1] != before[i]:
-                kept.append(a + (b - a) * ((_NEAR - a[2]) / (b[2] - a[2])))
-            if before[i]:
-                kept.append(b)
-        points = np.array(kept)
-    return camera.project(points)
+    if before.all():
+        return camera.project(points)
+    kept = []
+    for i in range(len(points)):
+        a, b = points[i - 1], points[i]
+        if before[i - 1] != before[i]:
+            kept.append(a + (b - a) * ((_NEAR - a[2]) / (b[2] - a[2])))
+        if before[i]:
+            kept.append(b)
+    return camera.project(np.array(kept)) if kept else None
 
 
 def _block_of_box(camera: Camera, corners: Array) -> Block | None:
@@ -355,12 +336,11 @@ def _draw_shadow(canvas: _Canvas, item: ToyObject) -> None:
 
 def _draw_pole(canvas: _Canvas, item: ToyObject) -> None:
     """The pole of a traffic light is scenery: it hides what is behind it and belongs to no object."""
-    half = 0.09
-    x, y, _ = item.center
+    x, y, z = item.center
     camera = canvas.camera
     away = math.atan2(y - camera.translation[1], x - camera.translation[0])
-    side = np.array([-math.sin(away), math.cos(away), 0.0]) * half  # a strip that faces the camera
-    foot, head = np.array([x, y, 0.0]), np.array([x, y, item.center[2]])
+    side = np.array([-math.sin(away), math.cos(away), 0.0]) * 0.09  # a strip that faces the camera
+    foot, head = np.array([x, y, 0.0]), np.array([x, y, z])
     local = camera.to_camera(np.array([foot - side, foot + side, head + side, head - side]))
     filled = _fill(camera, local)
     if filled is None:

@@ -8,26 +8,21 @@ little. Objects are placed so that one camera has most of an object and none of 
 it, or "to the front left" would have two answers.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from pyquaternion import Quaternion
 
 from training.data.drivelm import IMAGE_SIZE
 from training.data.rig import NUSCENES, Rig
 from training.data.wording import STATUSES
-from training.toyworld.cameras import Camera, cameras
-
-Array = NDArray[np.float64]
-
+from training.toyworld.cameras import Array, Camera, cameras
 
 WEATHERS = ("day", "night", "rain", "fog")
 DIRECTIONS = ("straight", "left", "right")
@@ -37,44 +32,29 @@ LANES = 3
 LANE_WIDTH = 3.5
 LIGHTS = (None, "red", "green")
 
-# length, width, height in metres. Small things are a little larger than life: a picture may be 112 pixels wide.
-SIZES: dict[str, tuple[float, float, float]] = {
-    "car": (4.4, 1.9, 1.7),
-    "truck": (7.5, 2.6, 3.3),
-    "bus": (10.0, 2.8, 3.3),
-    "construction vehicle": (5.6, 2.6, 3.3),
-    "pedestrian": (0.8, 0.8, 1.9),
-    "bicycle": (1.9, 0.7, 1.2),
-    "motorcycle": (2.2, 0.9, 1.3),
-    "barrier": (0.6, 2.4, 1.1),
-    "traffic cone": (0.8, 0.8, 1.15),
-    "traffic light": (0.5, 1.1, 2.6),
+
+class Kind(NamedTuple):
+    """A class of objects. Small things are a little larger than life: a picture may be 112 pixels wide."""
+
+    size: tuple[float, float, float]  # length, width, height in metres
+    colours: tuple[str, ...]
+    reach: tuple[float, float]  # metres from the ego car's origin to the object's centre
+
+
+KINDS = {
+    "car": Kind((4.4, 1.9, 1.7), ("white", "blue", "green"), (7.5, 18.0)),
+    "truck": Kind((7.5, 2.6, 3.3), ("brown", "gray"), (10.0, 22.0)),
+    "bus": Kind((10.0, 2.8, 3.3), ("yellow", "purple"), (11.0, 24.0)),
+    "construction vehicle": Kind((5.6, 2.6, 3.3), ("orange",), (8.5, 18.0)),
+    "pedestrian": Kind((0.8, 0.8, 1.9), ("pink", "cyan"), (5.5, 11.0)),
+    "bicycle": Kind((1.9, 0.7, 1.2), ("light green",), (5.5, 10.5)),
+    "motorcycle": Kind((2.2, 0.9, 1.3), ("red",), (5.5, 11.5)),
+    "barrier": Kind((0.6, 2.4, 1.1), ("red and white",), (5.5, 11.5)),
+    "traffic cone": Kind((0.8, 0.8, 1.15), ("orange",), (5.0, 9.0)),
+    "traffic light": Kind((0.5, 1.1, 2.6), ("black",), (11.5, 15.0)),
 }
 RIDDEN_HEIGHT = 1.95
-CLASSES = tuple(name for name in SIZES if name != "traffic light")  # traffic lights have a place of their own
-COLOURS: dict[str, tuple[str, ...]] = {
-    "car": ("white", "blue", "green"),
-    "truck": ("brown", "gray"),
-    "bus": ("yellow", "purple"),
-    "construction vehicle": ("orange",),
-    "pedestrian": ("pink", "cyan"),
-    "bicycle": ("light green",),
-    "motorcycle": ("red",),
-    "barrier": ("red and white",),
-    "traffic cone": ("orange",),
-    "traffic light": ("black",),
-}
-_RANGE: dict[str, tuple[float, float]] = {  # metres from the ego car's origin to the object's centre
-    "car": (7.5, 18.0),
-    "truck": (10.0, 22.0),
-    "bus": (11.0, 24.0),
-    "construction vehicle": (8.5, 18.0),
-    "pedestrian": (5.5, 11.0),
-    "bicycle": (5.5, 10.5),
-    "motorcycle": (5.5, 11.5),
-    "barrier": (5.5, 11.5),
-    "traffic cone": (5.0, 9.0),
-}
+CLASSES = tuple(name for name in KINDS if name != "traffic light")  # traffic lights have a place of their own
 LARGE = ("truck", "bus", "construction vehicle")
 _WIDE, _NARROW = 75.0, 45.0  # degrees of view
 _GROUPS = ((0, 34), (1, 44), (2, 22))  # groups of one class in a sector: (number, weight)
@@ -87,25 +67,17 @@ _GAP = 0.4  # metres between two objects
 
 @dataclass(frozen=True)
 class ToyObject:
-    """A box on the ground (a traffic light hangs) in the ego frame.
+    """A box on the ground (a traffic light hangs) in the ego frame."""
 
-    Attributes:
-        name, status: as in `training.data.wording.STATUSES`.
-        turn: "straight", "left" or "right"; only a moving vehicle turns.
-        colour: a word of `COLOURS[name]`.
-        center: (x, y, z) of the box's centre. size: (length, width, height). yaw: radians.
-        along, across: metres along the road and to the left of the middle of the ego lane.
-    """
-
-    name: str
-    status: str | None
-    turn: str
-    colour: str
-    center: tuple[float, float, float]
-    size: tuple[float, float, float]
-    yaw: float
-    along: float
-    across: float
+    name: str  # as in `training.data.wording.STATUSES`
+    status: str | None  # the same
+    turn: str  # "straight", "left" or "right"; only a moving vehicle turns
+    colour: str  # one of `KINDS[name].colours`
+    center: tuple[float, float, float]  # x, y, z of the box's centre
+    size: tuple[float, float, float]  # length, width, height
+    yaw: float  # radians
+    along: float  # metres along the road
+    across: float  # metres to the left of the middle of the ego lane
 
     @property
     def rotation(self) -> Quaternion:
@@ -209,12 +181,7 @@ def road_edges(ego_lane: int) -> tuple[float, float]:
 
 
 def sample_frame(
-    seed: int,
-    scene: int,
-    frame: int,
-    frames_per_scene: int,
-    weathers: Sequence[str] = WEATHERS,
-    rig: Rig = NUSCENES,
+    seed: int, scene: int, frame: int, frames_per_scene: int, weathers: Sequence[str] = WEATHERS, rig: Rig = NUSCENES
 ) -> ToyFrame:
     """Draw one key frame.
 
@@ -229,8 +196,7 @@ def sample_frame(
     light = _in_turn(seed, "light", LIGHTS, number) if "front" in rig.sectors else None
     ego_lane = _in_turn(seed, "lane", range(LANES), number)
     bare = ToyFrame(seed, scene, frame, weather, direction, speed, ego_lane, light, (), rig)
-    objects = tuple(_sample_objects(bare, bare.random("objects")))
-    return ToyFrame(seed, scene, frame, weather, direction, speed, ego_lane, light, objects, rig)
+    return replace(bare, objects=tuple(_sample_objects(bare, bare.random("objects"))))
 
 
 def _in_turn(seed: int, purpose: str, values, number: int):
@@ -262,15 +228,12 @@ def _weighted(rng: random.Random, choices: tuple[tuple[int, int], ...]) -> int:
 
 def _place_light(frame: ToyFrame, rng: random.Random) -> ToyObject:
     """A traffic light ahead, over the lane or beside it; always well inside the front view."""
-    along = rng.uniform(11.5, 15.0)
-    x = along
+    name = "traffic light"
+    x = rng.uniform(*KINDS[name].reach)
     y = rng.uniform(-0.24, 0.24) * x
-    heading = float(from_road(along, 0.0, frame.curvature)[2])
-    s, d = road_coordinates(np.array(x), np.array(y), frame.curvature)
-    size = SIZES["traffic light"]
-    return ToyObject(
-        "traffic light", frame.light, "straight", "black", (x, y, 3.75), size, heading, float(s), float(d)
-    )
+    heading = float(from_road(x, 0.0, frame.curvature)[2])
+    s, d = (float(v) for v in road_coordinates(np.array(x), np.array(y), frame.curvature))
+    return ToyObject(name, frame.light, "straight", "black", (x, y, 3.75), KINDS[name].size, heading, s, d)
 
 
 def _place(
@@ -278,8 +241,8 @@ def _place(
 ) -> ToyObject | None:
     """Draw an object for a camera to see; None if it found no free place in a fair number of attempts."""
     status = rng.choice(STATUSES[name]) if STATUSES[name] else None
-    colour = rng.choice(COLOURS[name])
-    length, width, height = (side * rng.uniform(0.94, 1.06) for side in SIZES[name])
+    colour = rng.choice(KINDS[name].colours)
+    length, width, height = (side * rng.uniform(0.94, 1.06) for side in KINDS[name].size)
     if status == "with rider":
         height = RIDDEN_HEIGHT * rng.uniform(0.97, 1.03)
     vehicle = status in ("moving", "parked", "stopped") and name != "pedestrian"
@@ -308,7 +271,7 @@ def _range(name: str, camera: Camera) -> tuple[float, float]:
     ahead = camera.translation[0] * math.cos(turn) + camera.translation[1] * math.sin(turn) > 1.6  # of the origin, far
     # A wide camera shows everything smaller, a narrow one larger.
     scale = 0.8 if camera.field_of_view > _WIDE else 1.5 if camera.field_of_view < _NARROW else 1.0
-    near, far = ((distance + (1.5 if ahead else 0.0)) * scale for distance in _RANGE[name])
+    near, far = ((distance + (1.5 if ahead else 0.0)) * scale for distance in KINDS[name].reach)
     return near, far
 
 

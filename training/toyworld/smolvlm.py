@@ -50,6 +50,7 @@ SPECIAL_TOKENS = (
     "<fake_token_around_image>",
     "<global-img>",
 )
+SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 PIECES = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 EMBEDDING_STD = 0.05  # visual and text embeddings of one scale: with N(0, 1) the model learns nothing in minutes
 
@@ -127,16 +128,9 @@ def smolvlm_tower_weights(tower: PreTrainedModel, image_size: int) -> dict[str, 
         "post_layernorm.weight": state["layernorm.weight"],
         "post_layernorm.bias": state["layernorm.bias"],
     }
-    names = {
-        "layer_norm1": "norm1",
-        "layer_norm2": "norm2",
-        "self_attn.q_proj": "attention.q_proj",
-        "self_attn.k_proj": "attention.k_proj",
-        "self_attn.v_proj": "attention.v_proj",
-        "self_attn.out_proj": "attention.o_proj",
-        "mlp.fc1": "mlp.fc1",
-        "mlp.fc2": "mlp.fc2",
-    }
+    names = {"layer_norm1": "norm1", "layer_norm2": "norm2", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}
+    names |= {f"self_attn.{part}_proj": f"attention.{part}_proj" for part in "qkv"}
+    names["self_attn.out_proj"] = "attention.o_proj"
     scaled = {"self_attn.out_proj": "layer_scale1", "mlp.fc2": "layer_scale2"}
     for layer in range(config.num_hidden_layers):
         for ours, theirs in names.items():
@@ -151,13 +145,11 @@ def smolvlm_tower_weights(tower: PreTrainedModel, image_size: int) -> dict[str, 
 
 def language_model_config(args: ToyBaseArguments, **tokens: int) -> LlamaConfig:
     """Dimensions of the language model; `tokens`: its vocabulary's size and special ids."""
-    heads = args.hidden_size // 64
     return LlamaConfig(
         hidden_size=args.hidden_size,
         intermediate_size=3 * args.hidden_size,
         num_hidden_layers=args.num_hidden_layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
+        num_attention_heads=args.hidden_size // 64,
         max_position_embeddings=2048,
         tie_word_embeddings=False,
         **tokens,
@@ -166,17 +158,12 @@ def language_model_config(args: ToyBaseArguments, **tokens: int) -> LlamaConfig:
 
 def config_for(args: ToyBaseArguments, tower: Any, tokenizer: PreTrainedTokenizerFast) -> SmolVLMConfig:
     """SmolVLM's architecture with a tower of the DINOv2's dimensions; `tower` is its configuration."""
-    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    special = {name: getattr(tokenizer, name) for name in SPECIAL_IDS}
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size", "hidden_act", "layer_norm_eps")
+    same = {name: getattr(tower, name) for name in names}
     return SmolVLMConfig(
         vision_config=SmolVLMVisionConfig(
-            hidden_size=tower.hidden_size,
-            intermediate_size=int(tower.hidden_size * tower.mlp_ratio),
-            num_hidden_layers=tower.num_hidden_layers,
-            num_attention_heads=tower.num_attention_heads,
-            image_size=args.image_size,
-            patch_size=tower.patch_size,
-            hidden_act=tower.hidden_act,
-            layer_norm_eps=tower.layer_norm_eps,
+            intermediate_size=int(tower.hidden_size * tower.mlp_ratio), image_size=args.image_size, **same
         ),
         text_config=language_model_config(args, vocab_size=len(tokenizer), **special).to_dict(),
         scale_factor=args.scale_factor,
@@ -208,17 +195,10 @@ def build(args: ToyBaseArguments) -> tuple[SmolVLMForConditionalGeneration, PreT
     with torch.no_grad():  # to name what is seen, it need not learn first which direction is which word
         model.lm_head.weight.copy_(model.get_input_embeddings().weight)
     # In the precision that merged checkpoints are saved in: the tower stays the same, and so do its cached features.
-    rounded = {
-        name: weight.bfloat16().float() for name, weight in smolvlm_tower_weights(tower, args.image_size).items()
-    }
-    model.model.vision_model.load_state_dict(rounded)
-    model.generation_config = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=64,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    weights = smolvlm_tower_weights(tower, args.image_size)
+    model.model.vision_model.load_state_dict({name: value.bfloat16().float() for name, value in weights.items()})
+    special = {name: getattr(tokenizer, name) for name in SPECIAL_IDS}
+    model.generation_config = GenerationConfig(do_sample=False, max_new_tokens=64, **special)
     image_processor = Idefics3ImageProcessorPil(
         size={"longest_edge": 2 * args.image_size},  # so that the shorter side of a 16:9 picture fills the square too
         max_image_size={"longest_edge": args.image_size},

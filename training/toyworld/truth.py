@@ -4,10 +4,9 @@ Two kinds of object are not asked about. What is hidden by more than half, or ti
 rest could still be seen, no question is asked whose answer depends on whether it was noticed (`Truth.unclear`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import starmap
 
 import numpy as np
 
@@ -28,21 +27,13 @@ _DOUBTFUL_AREA = 0.0002
 
 @dataclass(frozen=True)
 class Seen:
-    """An object that the pictures show well.
+    """An object that the pictures show well."""
 
-    Attributes:
-        index: into `frame.objects`.
-        item: the object.
-        scene_object: what `training.data.wording` needs of it.
-        sector: the words for where that camera looks.
-        box: left, top, right, bottom of its visible pixels in a 1600x900 image, in the camera that sees it best.
-    """
-
-    index: int
+    index: int  # into `frame.objects`
     item: ToyObject
-    scene_object: SceneObject
-    sector: str
-    box: tuple[float, float, float, float]
+    scene_object: SceneObject  # what `training.data.wording` needs of it
+    sector: str  # the words for where the camera looks that sees it best
+    box: tuple[float, float, float, float]  # left, top, right, bottom of its visible pixels there, of a 1600x900 image
 
     @property
     def camera(self) -> str:
@@ -51,21 +42,13 @@ class Seen:
 
 @dataclass(frozen=True)
 class Truth:
-    """What can be asked about a frame.
+    """What can be asked about a frame."""
 
-    Attributes:
-        seen: objects that are shown well, in the order of their tags c1, c2, ...
-        doubtful: (class, camera) where something is shown so badly that an answer could be disputed.
-        unclear: (class, sector), the same without what another camera of the sector shows well.
-        visibility: (objects,) share of each object that is visible, over all cameras; 0 if it is in none.
-        hider: index of the object that hides most of an object, by index of the hidden object.
-    """
-
-    seen: tuple[Seen, ...]
-    doubtful: frozenset[tuple[str, str]]
-    unclear: frozenset[tuple[str, str]]
-    visibility: tuple[float, ...]
-    hider: Mapping[int, int]
+    seen: tuple[Seen, ...]  # objects that are shown well, in the order of their tags c1, c2, ...
+    doubtful: frozenset[tuple[str, str]]  # (class, camera), shown so badly there that an answer could be disputed
+    unclear: frozenset[tuple[str, str]]  # (class, sector), the same without what its other cameras show well
+    visibility: tuple[float, ...]  # (objects,) share of each that is visible, over all cameras; 0 if it is in none
+    hider: Mapping[int, int]  # index of the object that hides most of an object, by index of the hidden object
 
 
 def find_truth(frame: ToyFrame, views: Mapping[str, View]) -> Truth:
@@ -85,12 +68,8 @@ def find_truth(frame: ToyFrame, views: Mapping[str, View]) -> Truth:
         if clear:
             seen.append(_describe(index, item, best, sector(best), views[best]))
         for name, view in views.items():
-            pixels, unhidden, area = int(visible[name][index]), int(view.unhidden[index]), view.numbers.size
-            if (
-                not (name == best and clear)
-                and pixels >= _DOUBTFUL_AREA * area
-                and pixels >= _DOUBTFUL_SHARE * unhidden
-            ):
+            enough = max(_DOUBTFUL_AREA * view.numbers.size, _DOUBTFUL_SHARE * int(view.unhidden[index]))
+            if not (name == best and clear) and visible[name][index] >= enough:
                 doubtful.add((item.name, name))
                 if not clear or sector(name) != sector(best):
                     unclear.add((item.name, sector(name)))
@@ -163,13 +142,6 @@ def existence_question(name: str, status: str | None, sector: str) -> str:
 
 def existence_truth(truth: Truth) -> tuple[frozenset[str], frozenset[str]]:
     """Existence questions that are true, and those that must not be asked because the answer is in doubt."""
-    true = set()
-    for seen in truth.seen:
-        for status in {None, seen.item.status}:
-            true.add(existence_question(seen.item.name, status, seen.sector))
-    open_ = {
-        existence_question(name, status, sector)
-        for name, sector in truth.unclear
-        for status in (None, *STATUSES[name])
-    }
-    return frozenset(true), frozenset(open_)
+    true = ((seen.item.name, status, seen.sector) for seen in truth.seen for status in (None, seen.item.status))
+    doubtful = ((name, status, sector) for name, sector in truth.unclear for status in (None, *STATUSES[name]))
+    return frozenset(starmap(existence_question, true)), frozenset(starmap(existence_question, doubtful))
