@@ -28,16 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
 from torch.utils.weak import WeakIdKeyDictionary
-from transformers import (
-    CONFIG_MAPPING,
-    AutoConfig,
-    Dinov2Config,
-    HfArgumentParser,
-    LlamaConfig,
-    PreTrainedConfig,
-    SmolVLMConfig,
-    ViTConfig,
-)
+from transformers import CONFIG_MAPPING, AutoConfig, HfArgumentParser, PreTrainedConfig
 from transformers.initialization import no_init_weights
 from trl import SFTConfig
 
@@ -46,6 +37,7 @@ from smoldriver_hf.tower_smoldriver import height_and_width
 from training.assemble import OFFLINE_IMAGE_SIZE, AssembleArguments, projector_config_for
 from training.finetune import FinetuneArguments
 from training.learning.parts import HEAD, freeze, how_of, lora_config, modules_of
+from training.learning.published import PUBLISHED
 from training.stages import command_line
 from training.stages.recipes import PROCESSES, PlannedStage, plan, read_recipe
 from training.toyworld.smolvlm import ToyBaseArguments, language_model_config
@@ -56,57 +48,6 @@ CONTEXT_BYTES = 0.8 * GB
 FRAGMENTATION = 1.1
 HEAD_CHUNK = 1024  # positions whose logits exist at a time
 LABEL_TOKENS = 15  # a camera's name, the frame and a line end around its visual tokens
-
-_SMOLLM2_135M = {
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "vocab_size": 49280,
-    "max_position_embeddings": 8192,
-}
-_SMOLLM2_1_7B = {
-    "hidden_size": 2048,
-    "intermediate_size": 8192,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 32,
-    "vocab_size": 49280,
-    "max_position_embeddings": 8192,
-}
-# Published dimensions of what the recipes name, so that an estimate needs no download.
-PUBLISHED: dict[str, PreTrainedConfig] = {
-    "google/vit-base-patch16-224-in21k": ViTConfig(),
-    "facebook/dinov2-small": Dinov2Config(hidden_size=384, num_attention_heads=6, image_size=518, patch_size=14),
-    "HuggingFaceTB/SmolLM2-135M-Instruct": LlamaConfig(
-        **{**_SMOLLM2_135M, "vocab_size": 49152}, tie_word_embeddings=True
-    ),
-    "HuggingFaceTB/SmolVLM2-256M-Video-Instruct": SmolVLMConfig(
-        vision_config={
-            "hidden_size": 768,
-            "intermediate_size": 3072,
-            "num_hidden_layers": 12,
-            "num_attention_heads": 12,
-            "image_size": 512,
-            "patch_size": 16,
-        },
-        text_config={"model_type": "llama", **_SMOLLM2_135M},
-        scale_factor=4,
-    ),
-    "HuggingFaceTB/SmolVLM2-2.2B-Instruct": SmolVLMConfig(
-        vision_config={
-            "hidden_size": 1152,
-            "intermediate_size": 4304,
-            "num_hidden_layers": 27,
-            "num_attention_heads": 16,
-            "image_size": 384,
-            "patch_size": 14,
-        },
-        text_config={"model_type": "llama", **_SMOLLM2_1_7B},
-        scale_factor=3,
-    ),
-}
 
 
 @dataclass
