@@ -22,9 +22,7 @@ PLUGIN = Path(__file__).with_name("vllm_plugin.py")
 
 @dataclass
 class VllmArguments(ServerArguments):
-    num_queries: int | None = field(
-        default=None, metadata={"help": "Budget per camera of all requests.", "aliases": ["--budget"]}
-    )
+    num_queries: int | None = field(default=None, metadata={"help": "Budget per camera.", "aliases": ["--budget"]})
     python: str = field(default=sys.executable, metadata={"help": "Interpreter that has vLLM."})
 
 

@@ -40,14 +40,7 @@ import transformers
 from filelock import FileLock
 from safetensors.torch import save_file
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    Dinov2Config,
-    Dinov2Model,
-    GenerationConfig,
-    GgufConfig,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, Dinov2Config, Dinov2Model, GenerationConfig, GgufConfig
 
 from training.stages.command_line import run
 
