@@ -82,7 +82,6 @@ def load_model(args: Any, model_type: str, bf16: bool, sharded: bool = False) ->
 
     Args:
         args: `FinetuneArguments`.
-        model_type: of the checkpoint's config.
         bf16: compute in bf16. A processor without bf16 arithmetic is ten times slower in it than in float32.
         sharded: by FSDP or DeepSpeed, which want one type for all and cast by themselves.
     """
