@@ -50,8 +50,7 @@ class BuildArguments:
     examples: str | None = field(default=None, metadata={"help": "Generated world, or prepared data made from one."})
     license: str | None = field(default=None, metadata={"help": "Of the weights, by the Hub's name; see above."})
     transformers: list[str] = field(
-        default_factory=lambda: [OLDEST_TRANSFORMERS],
-        metadata={"help": "Versions to check with beside the installed one; see check."},
+        default_factory=lambda: [OLDEST_TRANSFORMERS], metadata={"help": "Further versions to check with; see check."}
     )
     only_installed: bool = field(default=False, metadata={"help": "Check with the installed transformers only."})
 

@@ -37,8 +37,7 @@ STAMP = Path(STATE_FOLDER) / "stamp.json"
 class CheckArguments:
     folder: str = field(metadata={"help": "Exported folder, written by build.", "positional": True})
     transformers: list[str] = field(
-        default_factory=lambda: [OLDEST_TRANSFORMERS],
-        metadata={"help": "Further versions of transformers, each fetched by pip."},
+        default_factory=lambda: [OLDEST_TRANSFORMERS], metadata={"help": "Further versions, fetched by pip."}
     )
     only_installed: bool = field(default=False, metadata={"help": "Fetch nothing: leave --transformers out."})
     python: list[str] = field(default_factory=list, metadata={"help": "Further interpreters that have transformers."})

@@ -92,8 +92,8 @@ def config_of(args: AssembleArguments, base: ToyBaseArguments | None = None) -> 
         base: what its SmolVLM was made with, if that is one of the toy world.
     """
     smolvlm: Any = _part(args.smolvlm) if args.smolvlm and base is None else None
-    offline = ("facebook/dinov2-small", "HuggingFaceTB/SmolLM2-135M-Instruct") if args.offline else (None, None)
-    vision, text = args.vision or offline[0], args.text or offline[1]
+    vision = args.vision or ("facebook/dinov2-small" if args.offline else None)
+    text = args.text or ("HuggingFaceTB/SmolLM2-135M-Instruct" if args.offline else None)
     tower: Any = _part(vision) if vision else smolvlm.vision_config
     if args.vision_layers:
         tower.num_hidden_layers = args.vision_layers
@@ -175,13 +175,7 @@ def batch_of(config: SmolDriverConfig, args: FinetuneArguments, size: int, quest
 
 
 def estimate(config: SmolDriverConfig, args: FinetuneArguments, training: SFTConfig, question_tokens: int) -> Estimate:
-    """Memory of a training step.
-
-    Args:
-        config: the model.
-        args, training: a stage's settings.
-        question_tokens: of a question with its answer.
-    """
+    """Memory of a training step."""
     batch = batch_of(config, args, training.per_device_train_batch_size, question_tokens)
     low = torch.bfloat16 if training.bf16 else torch.float32
     model, linears = model_without_weights(config, args, low)
@@ -233,13 +227,10 @@ def peak_of_two_steps(
     args: FinetuneArguments,
     training: SFTConfig,
 ) -> int:
-    """The most bytes that live at once; gives the model fake weights.
+    """The most bytes that live at once; gives the model, which is on the meta device, fake weights.
 
     Args:
-        model: on the meta device.
-        wrapped: the same with its adapters.
-        batch: its sizes.
-        args, training: a stage's settings.
+        wrapped: the model with its adapters.
     """
     config = model.config
     with FakeTensorMode():
@@ -339,12 +330,10 @@ def main(args: MemoryArguments) -> dict[str, Any]:
         found = estimate(config, finetune, training, args.question_tokens)
         fits = found.needed() < args.limit_gb * GB
         report["stages"][name] = {**asdict(found), "needed": int(found.needed()), "fits": fits}
-        amounts = {
-            key: value / GB for key, value in asdict(found).items() if key not in ("sequence_length", "trainable")
-        }
+        amounts = ("parameters", "gradients", "optimizer", "activations", "peak")
         print(
             f"{name}: batch {training.per_device_train_batch_size} x {found.sequence_length} tokens, "
-            + ", ".join(f"{key} {value:.2f}" for key, value in amounts.items())
+            + ", ".join(f"{key} {vars(found)[key] / GB:.2f}" for key in amounts)
             + f" GB; needs {found.needed() / GB:.2f} GB: {'fits' if fits else 'does not fit'} {args.limit_gb:g} GB"
         )
     if not report["stages"]:

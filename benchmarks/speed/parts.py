@@ -158,20 +158,13 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def text_config(scale: Scale) -> LlamaConfig:
-    return LlamaConfig(
-        **scale.text,
-        max_position_embeddings=8192,
-        tie_word_embeddings=True,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-    )
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    return LlamaConfig(**scale.text, **ids, max_position_embeddings=8192, tie_word_embeddings=True)
 
 
 def smolvlm_config(scale: Scale) -> SmolVLMConfig:
-    vision = {**scale.smolvlm_vision, "image_size": scale.tile, "patch_size": 14 if scale is LARGE else 16}
     return SmolVLMConfig(
-        vision_config=vision,
+        vision_config={**scale.smolvlm_vision, "image_size": scale.tile, "patch_size": 14 if scale is LARGE else 16},
         text_config=text_config(scale).to_dict(),
         scale_factor=scale.fold,
         image_token_id=SPECIAL_TOKENS.index("<image>"),
@@ -235,11 +228,6 @@ def smoldriver(config: SmolDriverConfig, dtype: torch.dtype) -> SmolDriverForCon
 
 
 def smoldriver_processor(config: SmolDriverConfig) -> SmolDriverProcessor:
-    height_and_width = {"height": config.image_size, "width": config.image_size}
-    return SmolDriverProcessor(
-        SmolDriverImageProcessor(size=height_and_width),
-        tokenizer(),
-        cameras=config.cameras,
-        max_queries=config.max_queries,
-        num_queries=config.num_queries,
-    )
+    images = SmolDriverImageProcessor(size={"height": config.image_size, "width": config.image_size})
+    most, default = config.max_queries, config.num_queries
+    return SmolDriverProcessor(images, tokenizer(), cameras=config.cameras, max_queries=most, num_queries=default)
