@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
-from hub_export.files import check_model
+from hub_export.files import check_model, whole
 from hub_export.prepared import FRAME_KEYS, FrameKey, Prepared, frame_key, read_questions
 from smoldriver_hf import load
 
@@ -82,9 +82,8 @@ class Labeller:
             {**row, "answer": answer, "error": error} for row, (answer, error) in zip(rows, answered, strict=True)
         ]
         target = Path(self.args.out) / shard.name
-        unfinished = target.with_name(f".{target.name}.{os.getpid()}.unfinished")
-        pq.write_table(pa.Table.from_pylist(table, schema=SCHEMA), unfinished)
-        os.replace(unfinished, target)
+        with whole(target) as unfinished:
+            pq.write_table(pa.Table.from_pylist(table, schema=SCHEMA), unfinished)
         return target
 
 

@@ -207,9 +207,8 @@ class Speed:
             self.measure_smoldriver(model, ours, 1)  # warm-up: first calls build kernels
         progress = tqdm(total=self.args.rounds * len(measures), desc="variants")
         for done in range(1, self.args.rounds + 1):
-            self.sample(
-                "rates", rounds=done, measure=lambda: machine_rates(self.dtype, 256 if self.args.quick else 2048)
-            )
+            side = 256 if self.args.quick else 2048
+            self.sample("rates", rounds=done, measure=partial(machine_rates, self.dtype, side))
             for name, measure in measures.items():
                 self.sample("variants", name, rounds=1 if name == TILES else done, measure=measure)
                 progress.update()
@@ -226,11 +225,8 @@ class Speed:
                 self.once("flops", scale_name + name, measure=partial(self._smolvlm_flops, scale, tiles))
             for tower in ("dino", "vit"):
                 for budget in BUDGETS:
-                    self.once(
-                        "flops",
-                        f"{scale_name}SmolDriver {tower} {budget}",
-                        measure=partial(self._smoldriver_flops, scale, tower, budget),
-                    )
+                    name = f"{scale_name}SmolDriver {tower} {budget}"
+                    self.once("flops", name, measure=partial(self._smoldriver_flops, scale, tower, budget))
 
     def _smolvlm_flops(self, scale: parts.Scale, tiles: bool) -> dict[str, float]:
         inputs = parts.smolvlm_inputs(parts.smolvlm_processor(scale, tiles), self.paths, self.questions[0])
