@@ -10,8 +10,6 @@ What is finished is not done again: a second call shows the results in seconds.
 
 import json
 import shlex
-import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +19,7 @@ from benchmarks.toyworld import run as toyworld
 from benchmarks.toyworld.run import ToyworldArguments, python
 from training.data.rows import load_rows
 from training.metrics.answers import answer_correct
-from training.run import ROOT
+from training.overfit import ask
 from training.stages.command_line import run
 from training.stages.files import write_json
 from training.stages.recipes import read_recipe
@@ -33,9 +31,7 @@ SHOWN = 12  # at most so many questions of the held-out scene
 @dataclass
 class DemoArguments:
     output_dir: str = field(default="outputs/demo", metadata={"help": "Folder for everything."})
-    recipe: str = field(
-        default="demo", metadata={"help": "Recipe whose numbers all models have, as training.run takes it."}
-    )
+    recipe: str = field(default="demo", metadata={"help": "Recipe whose numbers all models have: name or file."})
 
 
 def once(done: Path, title: str, *words: str) -> None:
@@ -65,20 +61,13 @@ def ask_held_out(export: Path, evaluation: Path, blind_evaluation: Path, answers
     shown = [row for row in rows if row["scene_token"] == scene][:SHOWN]
     blind = {row["question_id"]: row["answer"] for row in predictions(blind_evaluation / "text_only")}
     images = held_out_images(evaluation, scene)
-    command = [sys.executable, "-I", str(ROOT / "smoldriver_hf" / "__main__.py"), "ask", "--checkpoint", str(export)]
-    for camera, path in images.items():
-        command += ["--image", f"{camera}={path}"]
-    command += ["--trust-remote-code", "--json", *(row["question"] for row in shown)]
     print(f"== ask: python -m smoldriver_hf ask --checkpoint {export} --image CAM_FRONT=… …", flush=True)
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"asking failed: {done.stderr[-2000:]}")
-    said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    said = ask(export, images, [row["question"] for row in shown])
     result = [
         {
             "question": row["question"],
             "reference": row["reference"],
-            "answer": answer["answer"],
+            "answer": answer,
             "blind_answer": blind[row["question_id"]],
         }
         for row, answer in zip(shown, said, strict=True)
@@ -148,12 +137,7 @@ def main(args: DemoArguments) -> Path:
         return report
     results = toyworld.main(
         ToyworldArguments(
-            output_dir=str(root),
-            output=str(file),
-            recipe=args.recipe,
-            quick=True,
-            brief=True,
-            only=list(SHOWN_MODELS),
+            output_dir=str(root), output=str(file), recipe=args.recipe, quick=True, brief=True, only=list(SHOWN_MODELS)
         )
     )
     asked = json.loads((evaluation / "metrics.json").read_text())["arguments"]

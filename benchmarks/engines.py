@@ -84,14 +84,10 @@ def answers_of(ask: Ask, frames: Sequence[Any], title: str) -> list[str]:
 
 def figures(rows: Sequence[Row], answers: Sequence[str], reference: Sequence[str]) -> dict[str, Any]:
     """Accuracy on all and on perception questions, with intervals over scenes, and agreement with the reference."""
-    scores = {
-        row["question_id"]: (
-            row["scene_token"],
-            row["category"],
-            float(answer_correct(row["question"], row["answer"], said)),
-        )
-        for row, said in zip(rows, answers, strict=True)
-    }
+    scores = {}
+    for row, said in zip(rows, answers, strict=True):
+        right = float(answer_correct(row["question"], row["answer"], said))
+        scores[row["question_id"]] = (row["scene_token"], row["category"], right)
     return {
         **{group: asdict(interval) for group, interval in intervals(scores).items()},
         "same_answer": sum(a == b for a, b in zip(answers, reference, strict=True)) / len(rows),

@@ -19,7 +19,7 @@ import platform
 import statistics
 import tempfile
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,25 +45,13 @@ ANSWERS = (
 
 @dataclass
 class PackingArguments:
-    """Settings of one run.
-
-    Attributes:
-        output: the JSON file.
-        quick: tiny models and one round.
-        questions: of the frame.
-        num_queries: visual tokens per camera.
-        rows_per_batch: rows that are trained together where each question has its own.
-        divisor: layers of tower and language model, and the vocabulary, are divided by it.
-        rounds: how often each way is measured, in turns; medians are reported.
-    """
-
-    output: str
-    quick: bool = False
-    questions: int = 16
-    num_queries: int = 16
-    rows_per_batch: int = 4
-    divisor: int = 6
-    rounds: int = 3
+    output: str = field(metadata={"help": "File of the results."})
+    quick: bool = field(default=False, metadata={"help": "Tiny models and one round."})
+    questions: int = field(default=16, metadata={"help": "Of the frame."})
+    num_queries: int = field(default=16, metadata={"help": "Visual tokens per camera."})
+    rows_per_batch: int = field(default=4, metadata={"help": "Where each question has a row of its own."})
+    divisor: int = field(default=6, metadata={"help": "Of the layers and of the vocabulary."})
+    rounds: int = field(default=3, metadata={"help": "How often each way is measured; medians are reported."})
 
 
 def scale_of(args: PackingArguments) -> parts.Scale:
@@ -107,14 +95,11 @@ def measured(
         examples = {"one per sequence": batches_of_rows, "packed": [frame]}
         collators = {"one per sequence": SceneCollator, "packed": PackedSceneCollator}
         features = {"live": None, "cached": cache}
-        ways = {
-            way: (
-                collators[way[0]](processor, num_queries=args.num_queries, features=features[way[1]]),
-                examples[way[0]],
-            )
-            for way in WAYS
-        }
-        seconds: dict[Way, list[tuple[float, float]]] = {way: [] for way in ways}
+        ways = {}
+        for put, kept in WAYS:
+            collator = collators[put](processor, num_queries=args.num_queries, features=features[kept])
+            ways[put, kept] = (collator, examples[put])
+        seconds: dict[Way, list[tuple[float, float]]] = {way: [] for way in WAYS}
         losses: dict[Way, float] = {}
         lengths: dict[Way, int] = {}
         for _ in tqdm(range(1 if args.quick else args.rounds), desc="Rounds"):
@@ -161,12 +146,13 @@ def main(args: PackingArguments) -> dict[str, Any]:
             "tokens": lengths[way],
             "loss": losses[way],
         }
+    rows_live, rows_cached, packed_live, packed_cached = WAYS
     for name, slow, fast in (
-        ("packed over one per sequence, live", ("one per sequence", "live"), ("packed", "live")),
-        ("packed over one per sequence, cached", ("one per sequence", "cached"), ("packed", "cached")),
-        ("cached over live, packed", ("packed", "live"), ("packed", "cached")),
-        ("cached over live, one per sequence", ("one per sequence", "live"), ("one per sequence", "cached")),
-        ("packed and cached over neither", ("one per sequence", "live"), ("packed", "cached")),
+        ("packed over one per sequence, live", rows_live, packed_live),
+        ("packed over one per sequence, cached", rows_cached, packed_cached),
+        ("cached over live, packed", packed_live, packed_cached),
+        ("cached over live, one per sequence", rows_live, rows_cached),
+        ("packed and cached over neither", rows_live, packed_cached),
     ):
         whole, model_only = (before / after for before, after in zip(medians[slow], medians[fast], strict=True))
         result["ratios"][name] = {"whole": round(whole, 2), "model": round(model_only, 2)}

@@ -30,17 +30,12 @@ TREE = re.compile(r"```text tree\n.*?```", re.S)
 def nine_frames(run: dict[str, Any]) -> str:
     """The over-fitting check."""
     differing = run["questions_answered_differently_between_frames"]
+    true, swapped = run["exact_match_differing"], run["exact_match_differing_swapped_images"]
     rows = [
         ("questions", f"{run['questions']}"),
         ("exact match, true images", f"{run['exact_match']:.3f}"),
-        (
-            f"exact match on the {differing} whose answers differ between frames, true images",
-            f"{run['exact_match_differing']:.3f}",
-        ),
-        (
-            "the same, after the six images of a frame with another answer were given",
-            f"{run['exact_match_differing_swapped_images']:.3f}",
-        ),
+        (f"exact match on the {differing} whose answers differ between frames, true images", f"{true:.3f}"),
+        ("the same, after the six images of a frame with another answer were given", f"{swapped:.3f}"),
         ("drop", f"{run['drop_in_points']:.1f} points"),
         ("answers that became the other frame's", f"{run['swapped_answers_equal_to_the_other_frames_reference']:.3f}"),
         ("minutes of training, one CPU thread", f"{run['minutes_fitting']:.0f}"),
@@ -52,15 +47,10 @@ def nine_frames(run: dict[str, Any]) -> str:
 def packing(run: dict[str, Any]) -> str:
     """What one sequence per frame and the feature cache save."""
     slowest = run["ways"]["one per sequence, live"]["questions_per_second"]
-    rows = [
-        [
-            way,
-            str(found["tokens"]),
-            number(found["questions_per_second"]),
-            number(found["questions_per_second"] / slowest),
-        ]
-        for way, found in run["ways"].items()
-    ]
+    rows = []
+    for way, found in run["ways"].items():
+        speed = found["questions_per_second"]
+        rows.append([way, str(found["tokens"]), number(speed), number(speed / slowest)])
     questions = run["settings"]["questions"]
     lines = table([f"a training step on {questions} questions of a frame", "tokens", "questions/s", "×"], rows)
     note = (
@@ -170,17 +160,12 @@ def _budgets(run: dict[str, Any], ours: dict[str, Any]) -> list[str]:
 
 
 def _ablations(run: dict[str, Any], models: dict[str, Any]) -> list[str]:
-    rows = [
-        [
-            title,
-            spread(models[name], "perception"),
-            percent(models[name]["controls"].get("sighted@1", {}).get("perception")),
-            spread(models[name], "accuracy"),
-            gap(run["smoldriver_minus"].get(name, {}).get("perception")),
-        ]
-        for name, title in ABLATIONS.items()
-        if name in models
-    ]
+    rows = []
+    for name, title in ABLATIONS.items():
+        if model := models.get(name):
+            at_one = percent(model["controls"].get("sighted@1", {}).get("perception"))
+            minus = gap(run["smoldriver_minus"].get(name, {}).get("perception"))
+            rows.append([title, spread(model, "perception"), at_one, spread(model, "accuracy"), minus])
     header = ["ablation", "perception %", "at 1 token a camera %", "all %", "SmolDriver − it, perception"]
     return table(header, rows) if len(rows) > 1 else []
 
@@ -256,12 +241,11 @@ def filled(text: str) -> str:
         file = RESULTS / f"{name}.json"
         if not file.exists():
             continue
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end {name} -->)", re.S)
-        if not pattern.search(text):
+        found = re.search(rf"(?<=<!-- {name} -->\n).*?(?=<!-- end {name} -->)", text, re.S)
+        if not found:
             raise ValueError(f"README.md has no part <!-- {name} --> … <!-- end {name} -->")
         content = render(json.loads(file.read_text()))
-        start, end = pattern.search(text).span()  # type: ignore[union-attr]  # found just above
-        text = f"{text[:start]}<!-- {name} -->\n\n{content}\n\n<!-- end {name} -->{text[end:]}"
+        text = f"{text[: found.start()]}\n{content}\n\n{text[found.end() :]}"
     return TREE.sub(lambda _: f"```text tree\n{tree()}\n```", text)
 
 

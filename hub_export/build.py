@@ -9,7 +9,8 @@
     # an adapter is merged and saved in bf16
     python -m hub_export build --checkpoint outputs/initial --adapter outputs/run/adapter --out outputs/smoldriver
 
-Weights trained on anything but generated worlds need `--license`: their data have licences of their own.
+Weights are under apache-2.0 unless `--license` names another; those trained on anything but generated worlds need it:
+their data have licences of their own.
 
 The folder appears complete and checked (`check.py`), or not at all: until then it is called OUT.unfinished.
 """
@@ -47,12 +48,9 @@ class BuildArguments:
     dataset: str | None = field(default=None, metadata={"help": "What --metrics is about: a Hub id, or any name."})
     cost: str | None = field(default=None, metadata={"help": "JSON with command, device and rows: a table of costs."})
     examples: str | None = field(default=None, metadata={"help": "Generated world, or prepared data made from one."})
-    license: str | None = field(
-        default=None, metadata={"help": "Of the weights, as the Hub abbreviates it; default: apache-2.0."}
-    )
+    license: str | None = field(default=None, metadata={"help": "Of the weights, by the Hub's name; see above."})
     transformers: list[str] = field(
-        default_factory=lambda: [OLDEST_TRANSFORMERS],
-        metadata={"help": "Versions to check with beside the installed one; see check."},
+        default_factory=lambda: [OLDEST_TRANSFORMERS], metadata={"help": "Further versions to check with; see check."}
     )
     only_installed: bool = field(default=False, metadata={"help": "Check with the installed transformers only."})
 

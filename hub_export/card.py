@@ -1,6 +1,7 @@
 """The model card of an exported folder, from files that are published with it, and from nothing else."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +64,7 @@ def load_cost(path: Path) -> dict[str, Any]:
     columns = list(cost["rows"][0])
     if any(list(row) != columns for row in cost["rows"]):
         raise ValueError(f"{path.name}: every row must have the columns {columns}")
-    rows = [
-        [row[column] if isinstance(row[column], str) else shown(row[column]) for column in columns]
-        for row in cost["rows"]
-    ]
+    rows = [[cell if isinstance(cell, str) else shown(cell) for cell in row.values()] for row in cost["rows"]]
     return {"command": cost["command"], "device": cost["device"], "columns": columns, "rows": rows}
 
 
@@ -127,9 +125,7 @@ def count_parameters(folder: Path) -> dict[str, Any]:
         with safe_open(path, "pt") as weights:
             for name in weights.keys():  # noqa: SIM118  # not a dict
                 tensor = weights.get_slice(name)
-                count = 1
-                for size in tensor.get_shape():
-                    count *= size
+                count = math.prod(tensor.get_shape())
                 parameters += count
                 projector += count if name.startswith("model.multi_modal_projector.") else 0
                 dtypes.add(tensor.get_dtype())

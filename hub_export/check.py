@@ -12,7 +12,6 @@ was built from, is saved again and reloaded, and loads in bf16 and in NF4. It ru
 What passed is written into a stamp with the sha256 of every file; `push` publishes nothing else.
 """
 
-import hashlib
 import json
 import os
 import subprocess
@@ -26,6 +25,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from hub_export.files import sha256
 from hub_export.refuse import STATE_FOLDER, published_files, refuse
 
 OLDEST_TRANSFORMERS = "5.18.0"
@@ -37,8 +37,7 @@ STAMP = Path(STATE_FOLDER) / "stamp.json"
 class CheckArguments:
     folder: str = field(metadata={"help": "Exported folder, written by build.", "positional": True})
     transformers: list[str] = field(
-        default_factory=lambda: [OLDEST_TRANSFORMERS],
-        metadata={"help": "Further versions of transformers, each fetched by pip."},
+        default_factory=lambda: [OLDEST_TRANSFORMERS], metadata={"help": "Further versions, fetched by pip."}
     )
     only_installed: bool = field(default=False, metadata={"help": "Fetch nothing: leave --transformers out."})
     python: list[str] = field(default_factory=list, metadata={"help": "Further interpreters that have transformers."})
@@ -46,11 +45,7 @@ class CheckArguments:
 
 def folder_hashes(folder: Path) -> dict[str, str]:
     """{path in the repository: sha256} of everything that is published."""
-    hashes = {}
-    for path in published_files(folder):
-        with open(path, "rb") as file:
-            hashes[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
-    return hashes
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in published_files(folder)}
 
 
 def environment_with(transformers: str) -> Path:
@@ -157,13 +152,11 @@ def main(args: CheckArguments) -> dict[str, Any]:
         passed = probe(folder, python)
         versions = {name: version for name, version in passed[-1].items() if name != "check"}
         environments.append({"versions": versions, "passed": passed[:-1]})
+        checks = ", ".join(check["check"] for check in passed[:-1])
+        tqdm.write(f"transformers {versions['transformers']}, torch {versions['torch']}: {checks}")
     if folder_hashes(folder) != before:
         raise ValueError(f"{folder} changed while it was checked")
 
     stamp: dict[str, Any] = {"files": before, "environments": environments}
     (folder / STAMP).write_text(json.dumps(stamp, indent=2) + "\n")
-    for environment in stamp["environments"]:
-        versions = environment["versions"]
-        checks = ", ".join(check["check"] for check in environment["passed"])
-        print(f"transformers {versions['transformers']}, torch {versions['torch']}: {checks}")
     return stamp

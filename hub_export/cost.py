@@ -126,8 +126,7 @@ def main(args: CostArguments) -> Path:
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "rows": rows,
     }
-    out = Path(args.out)
-    with whole(out) as unfinished:
+    with whole(Path(args.out)) as unfinished:
         unfinished.write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(rows, indent=2))
-    return out
+    return Path(args.out)

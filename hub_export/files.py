@@ -1,5 +1,6 @@
 """Files read with an error that names them, written whole or not at all."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -43,6 +44,12 @@ def whole(target: Path) -> Iterator[Path]:
         os.replace(unfinished, target)
     finally:
         remove(unfinished)
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def remove(path: Path) -> None:

@@ -38,9 +38,7 @@ class LabelArguments:
     out: str = field(metadata={"help": "Folder for the answers, one file per input shard."})
     split: str = field(default="test", metadata={"help": "Which split's questions."})
     revision: str | None = field(default=None, metadata={"help": "Commit of a Hub repository."})
-    num_queries: int | None = field(
-        default=None, metadata={"help": "Budget per camera; default: the model's.", "aliases": ["--budget"]}
-    )
+    num_queries: int | None = field(default=None, metadata={"help": "Budget per camera.", "aliases": ["--budget"]})
     batch_size: int = field(default=16, metadata={"help": "Questions of one frame decoded side by side."})
     max_new_tokens: int = field(default=64, metadata={"help": "Longest answer."})
     dtype: str = field(default="auto", metadata={"help": "float32, bfloat16, or auto: as the weights are."})

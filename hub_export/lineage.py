@@ -7,12 +7,11 @@ all stages at once. Published copies lie in `recipe/`, numbered in the order of 
 card stands in a file.
 """
 
-import hashlib
 import re
 from pathlib import Path
 from typing import Any, TypedDict
 
-from hub_export.files import read_json
+from hub_export.files import read_json, sha256
 from hub_export.prepared import Prepared, is_prepared
 
 RECIPE = "recipe"
@@ -132,7 +131,6 @@ def load_run(path: Path, weights: Path) -> dict[str, Any]:
         digest for stage in run["stages"].values() for digest in stage.get("output", {}).get("files", {}).values()
     }
     for file in weights.glob("*.safetensors"):
-        with file.open("rb") as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() not in written:
-                raise ValueError(f"{path} does not tell of {file}: no stage in it wrote these weights")
+        if sha256(file) not in written:
+            raise ValueError(f"{path} does not tell of {file}: no stage in it wrote these weights")
     return run

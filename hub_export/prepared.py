@@ -63,9 +63,8 @@ class Prepared:
         frames = {}
         for shard in sorted((self.folder / "frames").glob(f"{split}-*.parquet")):
             for row in pq.read_table(shard).to_pylist():
-                key = frame_key(row)
                 views = {view: path for view, path in row.items() if view not in FRAME_KEYS and path is not None}
-                frames[key] = {view: str(self.image_root / path) for view, path in views.items()}
+                frames[frame_key(row)] = {view: str(self.image_root / path) for view, path in views.items()}
         return frames
 
 

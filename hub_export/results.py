@@ -203,43 +203,43 @@ def controls_table(metrics: Metrics) -> dict[str, Any] | None:
     rows = []
     for control in chosen.values():
         gap = metrics["intervals"].get("sighted_minus", {}).get(control, {}).get("accuracy")
-        cells = [
-            shown(value_at(metrics, control, (name,))) for name in ("answers", "accuracy", "changed_from_sighted")
-        ]
+        names = ("answers", "accuracy", "changed_from_sighted")
+        cells = [shown(value_at(metrics, control, (name,))) for name in names]
         rows.append([metrics["controls"][control]["title"], *cells, shown(gap["estimate"], gap, "+") if gap else "–"])
     columns = ["images or questions", "answers", "accuracy", "share of answers that changed", "sighted − this"]
     return {"columns": columns, "rows": rows} if rows else None
 
 
-def model_index(metrics: Metrics, dataset: str) -> list[EvalResult]:
-    """The figures of the results table as the Hub's model-index wants them; the best blind control is in the name."""
-    entries = []
+def measured(metrics: Metrics) -> Iterator[tuple[str, str, float, str]]:
+    """(title, metric, sighted value, what the best blind control reaches) of each figure that was measured."""
     for title, place, _ in figures(metrics):
         value, best = value_at(metrics, "sighted", place), best_blind(metrics, place)
-        if value is None:
-            continue
-        entries.append(
-            EvalResult(
-                task_type=PIPELINE,
-                dataset_type=dataset,
-                dataset_name=dataset,
-                dataset_split=metrics["split"],
-                metric_type=place[-1],
-                metric_name=f"{title} (blind, {best[0]}: {shown(best[1])})" if best else title,
-                metric_value=value,
-            )
+        if value is not None:
+            yield title, place[-1], value, f"blind, {best[0]}: {shown(best[1])}" if best else ""
+
+
+def model_index(metrics: Metrics, dataset: str) -> list[EvalResult]:
+    """The figures of the results table as the Hub's model-index wants them; the best blind control is in the name."""
+    return [
+        EvalResult(
+            task_type=PIPELINE,
+            dataset_type=dataset,
+            dataset_name=dataset,
+            dataset_split=metrics["split"],
+            metric_type=metric,
+            metric_name=f"{title} ({blind})" if blind else title,
+            metric_value=value,
         )
-    return entries
+        for title, metric, value, blind in measured(metrics)
+    ]
 
 
 def write_eval_results(metrics: Metrics, dataset: str, target: Path) -> None:
     """The newer form of the same figures; it names data sets by their Hub id."""
     notes = f"split {metrics['split']}, split hash {metrics['split_hash']}, seed {metrics['seed']}"
-    entries = []
-    for title, place, _ in figures(metrics):
-        value, best = value_at(metrics, "sighted", place), best_blind(metrics, place)
-        if value is not None:
-            blind = f"; blind, {best[0]}: {shown(best[1])}" if best else ""
-            entries.append(EvalResultEntry(dataset_id=dataset, task_id=title, value=value, notes=notes + blind))
+    entries = [
+        EvalResultEntry(dataset, title, value, notes="; ".join(filter(None, (notes, blind))))
+        for title, _, value, blind in measured(metrics)
+    ]
     target.parent.mkdir(exist_ok=True)
     target.write_text(yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True))

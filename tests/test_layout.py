@@ -76,6 +76,7 @@ TESTED_IN = {
     "training/learning/callbacks.py": "training/test_finetune.py",
     "training/learning/examples.py": "training/learning/test_collate.py",
     "training/learning/parts.py": "training/learning/test_checks.py",
+    "training/learning/published.py": "training/test_memory.py",
     "training/learning/trainer.py": "training/test_finetune.py",
     "training/merge.py": "training/test_finetune.py",
     "training/metrics/__main__.py": "training/metrics/test_drivelm.py",

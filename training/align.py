@@ -82,10 +82,6 @@ class ConnectorToWords(nn.Module):
         return {"loss": nn.functional.binary_cross_entropy_with_logits(logits, labels), "logits": logits}
 
 
-class AlignTrainer(WholeCheckpoints):
-    """transformers' Trainer, with whole checkpoints."""
-
-
 @dataclass(frozen=True)
 class Picture:
     """A picture, its scene, and the words for what it shows."""
@@ -199,13 +195,12 @@ def main(args: AlignArguments, config: TrainingArguments) -> Path:
     train = [picture for picture in pictures if picture.scene not in held_out_scenes]
     held_out = [picture for picture in pictures if picture.scene in held_out_scenes]
     words = words_to_learn(train, processor.tokenizer)
-    features = build_features(
-        model, processor.image_processor, [picture.path for picture in pictures], args.feature_cache
-    )
+    paths = [picture.path for picture in pictures]
+    features = build_features(model, processor.image_processor, paths, args.feature_cache)
     collate = partial(batch_of, features, list(words))
     embeddings = model.get_input_embeddings().weight
     shares = torch.tensor([[word in picture.words for word in words] for picture in train]).float().mean(0)
-    trainer = AlignTrainer(
+    trainer = WholeCheckpoints(
         model=ConnectorToWords(model.model.connector, embeddings[list(words.values())], shares),
         args=config,
         data_collator=collate,

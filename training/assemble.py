@@ -102,7 +102,6 @@ def vision_settings(name: str, layers: int | None = None) -> tuple[PreTrainedCon
     """Config of a vision encoder (or of the vision half of a CLIP-like model), and how it wants its pixels.
 
     Args:
-        name: Hub id or folder.
         layers: how many of its first layers to keep; default: all.
 
     Raises:
@@ -186,12 +185,6 @@ def names_of_parts(args: AssembleArguments) -> tuple[str, str | None]:
     if args.vision_layers and vision == args.smolvlm:
         raise ValueError("vision_layers shortens another encoder, not SmolVLM's own: name one with --vision")
     return vision, text
-
-
-def offline_sentences(args: AssembleArguments) -> list[str]:
-    """What a card must say of the parts that came from wheels."""
-    vision, text = not args.vision, not args.text and not args.smolvlm
-    return ([OFFLINE_VISION] if args.offline and vision else []) + ([OFFLINE_TEXT] if args.offline and text else [])
 
 
 def config_for(args: AssembleArguments, vision_config: Any, source: Any, image_token_id: int) -> SmolDriverConfig:
@@ -302,7 +295,8 @@ def main(args: AssembleArguments) -> Path:
         return Path(args.output_dir)
     model, processor = assemble(args)
     sources = (args.smolvlm, args.vision, args.text)
-    note = make_note("assemble", args, made_from=sources, parts=offline_sentences(args))
+    told = {OFFLINE_VISION: not args.vision, OFFLINE_TEXT: not args.text and not args.smolvlm} if args.offline else {}
+    note = make_note("assemble", args, made_from=sources, parts=[text for text, holds in told.items() if holds])
     folder = save_whole(args.output_dir, model, processor, note=note)
     count = sum(parameter.numel() for parameter in model.parameters())
     projector = sum(parameter.numel() for parameter in model.model.multi_modal_projector.parameters())

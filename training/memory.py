@@ -28,15 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
 from torch.utils.weak import WeakIdKeyDictionary
-from transformers import (
-    CONFIG_MAPPING,
-    Dinov2Config,
-    HfArgumentParser,
-    LlamaConfig,
-    PreTrainedConfig,
-    SmolVLMConfig,
-    ViTConfig,
-)
+from transformers import CONFIG_MAPPING, HfArgumentParser, PreTrainedConfig
 from transformers.initialization import no_init_weights
 from trl import SFTConfig
 
@@ -45,6 +37,7 @@ from smoldriver_hf.tower_smoldriver import height_and_width
 from training.assemble import OFFLINE_IMAGE_SIZE, AssembleArguments, projector_config_for
 from training.finetune import FinetuneArguments
 from training.learning.parts import HEAD, freeze, how_of, lora_config, modules_of
+from training.learning.published import PUBLISHED
 from training.stages import command_line
 from training.stages.recipes import PROCESSES, PlannedStage, plan, read_recipe
 from training.toyworld.smolvlm import ToyBaseArguments, language_model_config
@@ -55,57 +48,6 @@ CONTEXT_BYTES = 0.8 * GB
 FRAGMENTATION = 1.1
 HEAD_CHUNK = 1024  # positions whose logits exist at a time
 LABEL_TOKENS = 15  # a camera's name, the frame and a line end around its visual tokens
-
-_SMOLLM2_135M = {
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "vocab_size": 49280,
-    "max_position_embeddings": 8192,
-}
-_SMOLLM2_1_7B = {
-    "hidden_size": 2048,
-    "intermediate_size": 8192,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 32,
-    "vocab_size": 49280,
-    "max_position_embeddings": 8192,
-}
-# Published dimensions of what the recipes name, so that an estimate needs no download.
-PUBLISHED: dict[str, PreTrainedConfig] = {
-    "google/vit-base-patch16-224-in21k": ViTConfig(),
-    "facebook/dinov2-small": Dinov2Config(hidden_size=384, num_attention_heads=6, image_size=518, patch_size=14),
-    "HuggingFaceTB/SmolLM2-135M-Instruct": LlamaConfig(
-        **{**_SMOLLM2_135M, "vocab_size": 49152}, tie_word_embeddings=True
-    ),
-    "HuggingFaceTB/SmolVLM2-256M-Video-Instruct": SmolVLMConfig(
-        vision_config={
-            "hidden_size": 768,
-            "intermediate_size": 3072,
-            "num_hidden_layers": 12,
-            "num_attention_heads": 12,
-            "image_size": 512,
-            "patch_size": 16,
-        },
-        text_config={"model_type": "llama", **_SMOLLM2_135M},
-        scale_factor=4,
-    ),
-    "HuggingFaceTB/SmolVLM2-2.2B-Instruct": SmolVLMConfig(
-        vision_config={
-            "hidden_size": 1152,
-            "intermediate_size": 4304,
-            "num_hidden_layers": 27,
-            "num_attention_heads": 16,
-            "image_size": 384,
-            "patch_size": 14,
-        },
-        text_config={"model_type": "llama", **_SMOLLM2_1_7B},
-        scale_factor=3,
-    ),
-}
 
 
 @dataclass
@@ -150,8 +92,8 @@ def config_of(args: AssembleArguments, base: ToyBaseArguments | None = None) -> 
         base: what its SmolVLM was made with, if that is one of the toy world.
     """
     smolvlm: Any = _part(args.smolvlm) if args.smolvlm and base is None else None
-    offline = ("facebook/dinov2-small", "HuggingFaceTB/SmolLM2-135M-Instruct") if args.offline else (None, None)
-    vision, text = args.vision or offline[0], args.text or offline[1]
+    vision = args.vision or ("facebook/dinov2-small" if args.offline else None)
+    text = args.text or ("HuggingFaceTB/SmolLM2-135M-Instruct" if args.offline else None)
     tower: Any = _part(vision) if vision else smolvlm.vision_config
     if args.vision_layers:
         tower.num_hidden_layers = args.vision_layers
@@ -233,13 +175,7 @@ def batch_of(config: SmolDriverConfig, args: FinetuneArguments, size: int, quest
 
 
 def estimate(config: SmolDriverConfig, args: FinetuneArguments, training: SFTConfig, question_tokens: int) -> Estimate:
-    """Memory of a training step.
-
-    Args:
-        config: the model.
-        args, training: a stage's settings.
-        question_tokens: of a question with its answer.
-    """
+    """Memory of a training step."""
     batch = batch_of(config, args, training.per_device_train_batch_size, question_tokens)
     low = torch.bfloat16 if training.bf16 else torch.float32
     model, linears = model_without_weights(config, args, low)
@@ -291,13 +227,10 @@ def peak_of_two_steps(
     args: FinetuneArguments,
     training: SFTConfig,
 ) -> int:
-    """The most bytes that live at once; gives the model fake weights.
+    """The most bytes that live at once; gives the model, which is on the meta device, fake weights.
 
     Args:
-        model: on the meta device.
-        wrapped: the same with its adapters.
-        batch: its sizes.
-        args, training: a stage's settings.
+        wrapped: the model with its adapters.
     """
     config = model.config
     with FakeTensorMode():
@@ -397,12 +330,10 @@ def main(args: MemoryArguments) -> dict[str, Any]:
         found = estimate(config, finetune, training, args.question_tokens)
         fits = found.needed() < args.limit_gb * GB
         report["stages"][name] = {**asdict(found), "needed": int(found.needed()), "fits": fits}
-        amounts = {
-            key: value / GB for key, value in asdict(found).items() if key not in ("sequence_length", "trainable")
-        }
+        amounts = ("parameters", "gradients", "optimizer", "activations", "peak")
         print(
             f"{name}: batch {training.per_device_train_batch_size} x {found.sequence_length} tokens, "
-            + ", ".join(f"{key} {value:.2f}" for key, value in amounts.items())
+            + ", ".join(f"{key} {vars(found)[key] / GB:.2f}" for key in amounts)
             + f" GB; needs {found.needed() / GB:.2f} GB: {'fits' if fits else 'does not fit'} {args.limit_gb:g} GB"
         )
     if not report["stages"]:

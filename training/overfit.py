@@ -60,10 +60,10 @@ def fit(args: OverfitArguments) -> tuple[Path, Path, int]:
     return stages[data].result, last.result, budget
 
 
-def ask(checkpoint: Path, images: dict[str, str], questions: list[str], budget: int) -> list[str]:
+def ask(checkpoint: Path, images: dict[str, str], questions: list[str], budget: int | None = None) -> list[str]:
     """Answers from the command line of a process that cannot import the package (isolated, elsewhere, offline)."""
     command = [sys.executable, "-I", str(ASK.resolve()), "ask", "--checkpoint", str(checkpoint.resolve())]
-    command += ["--trust-remote-code", "--json", "--budget", str(budget)]
+    command += ["--trust-remote-code", "--json", *(["--budget", str(budget)] if budget is not None else [])]
     command += [word for camera, file in images.items() for word in ("--image", f"{camera}={file}")]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
@@ -174,7 +174,7 @@ def main(args: OverfitArguments) -> dict[str, Any]:
             "reference": row["answer"],
             "answer": true[index],
             "swapped_answer": swapped.get(index),
-            "swapped_reference": others[index]["answer"] if index in others else None,
+            "swapped_reference": others.get(index, {}).get("answer"),
         }
         for index, row in asked.items()
     ]

@@ -31,7 +31,7 @@ from filelock import FileLock, Timeout
 
 from training.data.rows import read_dataset_info
 from training.stages import command_line
-from training.stages.files import flags, sha256, write_json
+from training.stages.files import differences, flags, sha256, write_json
 from training.stages.recipes import PROCESSES, PlannedStage, Recipe, plan, read_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,9 +43,7 @@ class RunArguments:
     recipe: str = field(metadata={"help": "Recipe: a file, or the name of one in training/recipes."})
     output_dir: str | None = field(default=None, metadata={"help": "Folder for all stages; default: the recipe's."})
     data: str | None = field(default=None, metadata={"help": "Prepared data; default: the recipe's."})
-    launcher: str | None = field(
-        default=None, metadata={"help": "Command in front of the training stages, e.g. torchrun --nproc_per_node 2."}
-    )
+    launcher: str | None = field(default=None, metadata={"help": "Command in front of stages, e.g. torchrun."})
 
 
 def inputs_of(stage: PlannedStage) -> dict[str, dict[str, Any]]:
@@ -82,19 +80,14 @@ def fingerprint(path: str) -> dict[str, Any]:
 
 def changes(record: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What is no longer as a record has it, in words."""
-    found = []
-    before, after = record["arguments"], now["arguments"]
-    for key in sorted(set(before) | set(after)):
-        if before.get(key) != after.get(key):
-            found.append(f"{key} was {before.get(key)!r}, is {after.get(key)!r}")
+    found = sorted(differences(record["arguments"], now["arguments"]))
     for key, value in now["inputs"].items():
         old = record["inputs"].get(key, {})
         if old.get("sha256") != value.get("sha256"):
-            files = {name for name in {**old.get("files", {}), **value.get("files", {})}}
-            differing = sorted(n for n in files if old.get("files", {}).get(n) != value.get("files", {}).get(n))
-            found.append(
-                f"{key} {value['path']} has other contents{' in ' + ', '.join(differing[:3]) if differing else ''}"
-            )
+            files, others = old.get("files", {}), value.get("files", {})
+            differing = sorted(name for name in {**files, **others} if files.get(name) != others.get(name))
+            where = f" in {', '.join(differing[:3])}" if differing else ""
+            found.append(f"{key} {value['path']} has other contents{where}")
     return found
 
 
@@ -154,19 +147,15 @@ def run_stage(
     elif processes > 1:
         start += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         env = env | {"OMP_NUM_THREADS": str(max(1, int(env.get("OMP_NUM_THREADS", 1)) // processes))}
-    words = ["-m", f"training.{stage.module}", *flags(arguments)]
-    entry = {
-        **now,
-        "status": "running",
-        "command": shlex.join(["python", *start[1:], *words] if start[0] == sys.executable else [*start, *words]),
-    }
-    entry["minutes"] = before["minutes"] if before is not None and folder.exists() else 0.0
-    record[name] = entry
+    words = [*start, "-m", f"training.{stage.module}", *flags(arguments)]
+    command = shlex.join(["python", *words[1:]] if words[0] == sys.executable else words)
+    minutes = before["minutes"] if before is not None and folder.exists() else 0.0
+    record[name] = entry = {**now, "status": "running", "command": command, "minutes": minutes}
     print(f"== {name}: {entry['command']}", flush=True)
     began = time.monotonic()
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     boards = {"TENSORBOARD_LOGGING_DIR": str(folder / "tensorboard")}
-    code = subprocess.run([*start, *words], env={**os.environ, **boards, **env, "PYTHONPATH": path}).returncode
+    code = subprocess.run(words, env={**os.environ, **boards, **env, "PYTHONPATH": path}).returncode
     entry["minutes"] = round(entry["minutes"] + (time.monotonic() - began) / 60, 3)
     if code:
         record[name] = entry

@@ -29,7 +29,7 @@ from smoldriver_hf import load_strictly
 from training.checkpoints.folders import save_whole
 from training.data.rows import load_rows
 from training.distillation.model import TransferModel
-from training.distillation.targets import Targets, measured_targets, root_mean_square
+from training.distillation.targets import measured_targets, root_mean_square
 from training.distillation.teacher import Teacher
 from training.distillation.trainer import TransferCollator, TransferTrainer, frames_of, spread
 from training.learning.ablations import ablate
@@ -54,16 +54,11 @@ class TransferArguments:
     eval_data: str | None = field(default=None, metadata={"help": "Folder of that split; default: `data`."})
     train_tower: bool = field(default=True, metadata={"help": "Train the vision tower too, not the projector alone."})
     num_queries: list[int] | None = field(
-        default=None, metadata={"help": "Budgets, one drawn per step; default: powers of two up to all (linear)."}
+        default=None, metadata={"help": "Budgets; default: powers of two up to all."}
     )
-    feature_cache: str | None = field(
-        default=None,
-        metadata={"help": "Folder for features of the teacher's and of a frozen tower; default: live."},
-    )
+    feature_cache: str | None = field(default=None, metadata={"help": "Folder for features of frozen towers."})
     shared_qformer: bool = field(default=False, metadata={"help": "Ablation: one Q-Former for all cameras."})
-    keep_frozen: str | None = field(
-        default=None, metadata={"help": "Ablation: regular expression over names of weights that shall not train."}
-    )
+    keep_frozen: str | None = field(default=None, metadata={"help": "Ablation: pattern of weights not to train."})
     statistics_frames: int = field(default=256, metadata={"help": "Training frames for the target's mean and scale."})
     eval_frames: int | None = field(default=None, metadata={"help": "Held-out frames to use; default: all."})
 
@@ -213,8 +208,9 @@ def make_trainer(
     largest = SceneCollator(processor, num_queries=budgets[-1], features=caches.student)
     eval_collator = TransferCollator(largest, teacher, caches.teacher)
     targets = measured_targets(teacher, student, sample, eval_collator, config.per_device_eval_batch_size)
-    if teacher.gives_tokens:
-        start_with_norm_of(targets, student)
+    if teacher.gives_tokens:  # the student's tokens start as long as the teacher's
+        weight = student.model.multi_modal_projector.connector.scale_norm.weight.data
+        weight.mul_(targets.scale / root_mean_square(weight))
     config.remove_unused_columns = False
     trainer = TransferTrainer(
         model=TransferModel(student, targets),
@@ -229,12 +225,6 @@ def make_trainer(
     )
     ablate(trainer, args.shared_qformer, args.keep_frozen)
     return trainer
-
-
-def start_with_norm_of(targets: Targets, student: PreTrainedModel) -> None:
-    """Let the student's tokens start as long as the teacher's."""
-    weight = student.model.multi_modal_projector.connector.scale_norm.weight.data
-    weight.mul_(targets.scale / root_mean_square(weight))
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import functools
 import subprocess
 import sys
 import time
+import timeit
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -62,12 +63,7 @@ def machine_rates(dtype: torch.dtype, side: int = 2048, megabytes: int = 256) ->
     block = torch.ones(megabytes * 2**20 // 8, dtype=torch.int64)
 
     def best(work) -> float:
-        times = []
-        for _ in range(5):
-            start = time.perf_counter()
-            work()
-            times.append(time.perf_counter() - start)
-        return min(times)
+        return min(timeit.repeat(work, number=1, repeat=5))
 
     return {"flops": 2 * side**3 / best(lambda: left @ right), "bandwidth": block.nbytes / best(block.sum)}
 

@@ -4,7 +4,7 @@ Speed does not depend on what weights say, so nothing is downloaded. Both system
 number format and questions; they differ in what is compared: tower, visual tokens, and reuse of the scene.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from smoldriver_hf import (
     SmolDriverProcessor,
     SmolDriverProjectorConfig,
 )
+from training.learning.published import SIGLIP_B, SIGLIP_SO400M, SMOLLM2_1_7B, SMOLLM2_135M, sizes
 
 # Twelve names for the growth with the number of cameras; the first six are nuScenes'.
 TWELVE_CAMERAS = [*CAMERAS, *(f"{name}_2" for name in CAMERAS)]
@@ -83,56 +84,21 @@ class Scale:
 
 # SmolVLM2-256M-Video-Instruct's own dimensions, the head tied for both systems; ViT-B/16 at 224 pixels; DINOv2-S/14.
 FULL = Scale(
-    text={
-        "hidden_size": 576,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-        "vocab_size": 49280,
-    },
-    smolvlm_vision={"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12},
+    text=SMOLLM2_135M,
+    smolvlm_vision=SIGLIP_B,
     tile=512,
     longest_edge=2048,
     fold=4,
-    vit={"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12},
+    vit=SIGLIP_B,  # ViT-B has the same
     dino={"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6},
     projector={"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536},
 )
 # SmolVLM2-2.2B: only ever built without memory, to count its operations.
-LARGE = Scale(
-    text={
-        "hidden_size": 2048,
-        "intermediate_size": 8192,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 32,
-        "vocab_size": 49280,
-    },
-    smolvlm_vision={
-        "hidden_size": 1152,
-        "intermediate_size": 4304,
-        "num_hidden_layers": 27,
-        "num_attention_heads": 16,
-    },
-    tile=384,
-    longest_edge=1536,
-    fold=3,
-    vit=FULL.vit,
-    dino=FULL.dino,
-    projector=FULL.projector,
-)
+LARGE = replace(FULL, text=SMOLLM2_1_7B, smolvlm_vision=SIGLIP_SO400M, tile=384, longest_edge=1536, fold=3)
 # For tests: everything runs, in seconds.
 TINY_TOWER = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 QUICK = Scale(
-    text={
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "vocab_size": 1024,
-    },
+    text={**sizes(64, 128, 2, 2), "num_key_value_heads": 1, "vocab_size": 1024},
     smolvlm_vision={**TINY_TOWER, "intermediate_size": 64},
     tile=64,
     longest_edge=128,
@@ -192,20 +158,13 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def text_config(scale: Scale) -> LlamaConfig:
-    return LlamaConfig(
-        **scale.text,
-        max_position_embeddings=8192,
-        tie_word_embeddings=True,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-    )
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    return LlamaConfig(**scale.text, **ids, max_position_embeddings=8192, tie_word_embeddings=True)
 
 
 def smolvlm_config(scale: Scale) -> SmolVLMConfig:
-    vision = {**scale.smolvlm_vision, "image_size": scale.tile, "patch_size": 14 if scale is LARGE else 16}
     return SmolVLMConfig(
-        vision_config=vision,
+        vision_config={**scale.smolvlm_vision, "image_size": scale.tile, "patch_size": 14 if scale is LARGE else 16},
         text_config=text_config(scale).to_dict(),
         scale_factor=scale.fold,
         image_token_id=SPECIAL_TOKENS.index("<image>"),
@@ -269,11 +228,6 @@ def smoldriver(config: SmolDriverConfig, dtype: torch.dtype) -> SmolDriverForCon
 
 
 def smoldriver_processor(config: SmolDriverConfig) -> SmolDriverProcessor:
-    height_and_width = {"height": config.image_size, "width": config.image_size}
-    return SmolDriverProcessor(
-        SmolDriverImageProcessor(size=height_and_width),
-        tokenizer(),
-        cameras=config.cameras,
-        max_queries=config.max_queries,
-        num_queries=config.num_queries,
-    )
+    images = SmolDriverImageProcessor(size={"height": config.image_size, "width": config.image_size})
+    most, default = config.max_queries, config.num_queries
+    return SmolDriverProcessor(images, tokenizer(), cameras=config.cameras, max_queries=most, num_queries=default)

@@ -1,6 +1,7 @@
 """From the results of `benchmarks.speed` to its tables and ratios."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
@@ -56,23 +57,24 @@ def ratios(results: dict[str, Any]) -> dict[str, float]:
     most = f"questions_{max(results['settings']['question_counts'])}"
     ours, theirs = seconds[HEADLINE], seconds[NO_TILES]
     no_reuse = ours[most.replace("questions", "no_reuse")]
+    steps = (NO_TILES, "SmolDriver vit 64", "SmolDriver vit 16", HEADLINE)
+    tower, tokens, dino = (seconds[one]["first_token"] / seconds[next]["first_token"] for one, next in pairwise(steps))
     found = {
         "first token, against SmolVLM without tiles": theirs["first_token"] / ours["first_token"],
         "questions per second, against SmolVLM without tiles": theirs[most] / ours[most],
         "questions per second, against itself without reuse": no_reuse / ours[most],
         "preprocessing, against SmolVLM without tiles": theirs["preprocess"] / ours["preprocess"],
-        "of that first token: from the 224 px tower (ViT-B) at equal tokens": theirs["first_token"]
-        / seconds["SmolDriver vit 64"]["first_token"],
-        "of that first token: from 16 tokens a camera in place of 64": seconds["SmolDriver vit 64"]["first_token"]
-        / seconds["SmolDriver vit 16"]["first_token"],
-        "of that first token: from DINOv2-S in place of ViT-B": seconds["SmolDriver vit 16"]["first_token"]
-        / ours["first_token"],
+        "of that first token: from the 224 px tower (ViT-B) at equal tokens": tower,
+        "of that first token: from 16 tokens a camera in place of 64": tokens,
+        "of that first token: from DINOv2-S in place of ViT-B": dino,
     }
-    if TILES in seconds:
-        shipped = seconds[TILES]
-        found["first token, against SmolVLM as shipped"] = shipped["first_token"] / ours["first_token"]
-        found["questions per second, against SmolVLM as shipped"] = shipped[most] / ours[most]
-        found["preprocessing, against SmolVLM as shipped"] = shipped["preprocess"] / ours["preprocess"]
+    if shipped := seconds.get(TILES):
+        for key, name in (
+            ("first_token", "first token"),
+            (most, "questions per second"),
+            ("preprocess", "preprocessing"),
+        ):
+            found[f"{name}, against SmolVLM as shipped"] = shipped[key] / ours[key]
     return found
 
 

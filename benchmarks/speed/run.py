@@ -51,27 +51,14 @@ BUDGETS = (1, 4, 16, 64)
 
 @dataclass
 class SpeedArguments:
-    """Settings of one run; the file remembers those that a result depends on.
-
-    Attributes:
-        output: the JSON file.
-        quick: tiny models and few points: shows that everything works, says nothing about speed.
-        sections: which parts to run.
-        threads: of torch.
-        rounds: how often everything is measured, in turns; the table shows medians. SmolVLM with tiles: once.
-        new_tokens: length of every answer.
-        batch_size: rows that `ask_all` decodes side by side.
-        checkpoint: judge the accuracy of the presets on this SmolDriver checkpoint, not on random weights.
-    """
-
-    output: str
-    quick: bool = False
-    sections: list[str] = field(default_factory=lambda: list(SECTIONS))
-    threads: int = 2
-    rounds: int = 3
-    new_tokens: int = 16
-    batch_size: int = BATCH_SIZE
-    checkpoint: str | None = None
+    output: str = field(metadata={"help": "File of the results; it remembers the settings."})
+    quick: bool = field(default=False, metadata={"help": "Tiny models, few points: says nothing about speed."})
+    sections: list[str] = field(default_factory=lambda: list(SECTIONS), metadata={"help": "Which parts to run."})
+    threads: int = field(default=2, metadata={"help": "Of torch."})
+    rounds: int = field(default=3, metadata={"help": "How often all is measured, in turns. SmolVLM with tiles: once."})
+    new_tokens: int = field(default=16, metadata={"help": "Length of every answer."})
+    batch_size: int = field(default=BATCH_SIZE, metadata={"help": "Rows that ask_all decodes side by side."})
+    checkpoint: str | None = field(default=None, metadata={"help": "Judge presets on this, not on random weights."})
 
 
 class Speed:
@@ -220,9 +207,8 @@ class Speed:
             self.measure_smoldriver(model, ours, 1)  # warm-up: first calls build kernels
         progress = tqdm(total=self.args.rounds * len(measures), desc="variants")
         for done in range(1, self.args.rounds + 1):
-            self.sample(
-                "rates", rounds=done, measure=lambda: machine_rates(self.dtype, 256 if self.args.quick else 2048)
-            )
+            side = 256 if self.args.quick else 2048
+            self.sample("rates", rounds=done, measure=partial(machine_rates, self.dtype, side))
             for name, measure in measures.items():
                 self.sample("variants", name, rounds=1 if name == TILES else done, measure=measure)
                 progress.update()
@@ -239,11 +225,8 @@ class Speed:
                 self.once("flops", scale_name + name, measure=partial(self._smolvlm_flops, scale, tiles))
             for tower in ("dino", "vit"):
                 for budget in BUDGETS:
-                    self.once(
-                        "flops",
-                        f"{scale_name}SmolDriver {tower} {budget}",
-                        measure=partial(self._smoldriver_flops, scale, tower, budget),
-                    )
+                    name = f"{scale_name}SmolDriver {tower} {budget}"
+                    self.once("flops", name, measure=partial(self._smoldriver_flops, scale, tower, budget))
 
     def _smolvlm_flops(self, scale: parts.Scale, tiles: bool) -> dict[str, float]:
         inputs = parts.smolvlm_inputs(parts.smolvlm_processor(scale, tiles), self.paths, self.questions[0])
@@ -395,10 +378,7 @@ class Speed:
         axes: dict[str, tuple[list[int], Callable[[int], float]]] = {
             "cameras": ([1, 2, 3] if quick else [1, 2, 3, 4, 6, 8, 10, 12], lambda x: encode(cameras=x)),
             "questions": ([1, 2, 4] if quick else [2**power for power in range(10)], ask),
-            "image side in pixels": (
-                [28, 42] if quick else [112, 168, 224, 280, 336, 448],
-                lambda x: encode(side=x),
-            ),
+            "image side in pixels": ([28, 42] if quick else [112, 168, 224, 280, 336, 448], lambda x: encode(side=x)),
             "tokens per camera": ([1, 4] if quick else [1, 4, 16, 64, 256], lambda x: encode(budget=x)),
         }
         encode()  # warm-up

@@ -170,11 +170,8 @@ def differences(one: Scores, other: Scores) -> dict[str, Any]:
     for group in GROUPS:
         keys = [key for key in chosen(one, group) if key in other]
         if keys:
-            found[group] = asdict(
-                mean_difference_interval(
-                    [one[key][2] for key in keys], [other[key][2] for key in keys], [one[key][0] for key in keys]
-                )
-            )
+            ours, theirs = ([of[key][2] for key in keys] for of in (one, other))
+            found[group] = asdict(mean_difference_interval(ours, theirs, [one[key][0] for key in keys]))
     return found
 
 

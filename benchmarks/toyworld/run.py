@@ -81,9 +81,7 @@ class ToyworldArguments:
     output: str = field(default="benchmarks/results/toyworld.json", metadata={"help": "File of the results."})
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of training."})
     ablation_seeds: int = field(default=1, metadata={"help": "For how many of the seeds ablations are trained too."})
-    recipe: str = field(
-        default="toyworld", metadata={"help": "Recipe whose numbers all runs have, as training.run takes it."}
-    )
+    recipe: str = field(default="toyworld", metadata={"help": "Recipe whose numbers all runs have: name or file."})
     quick: bool = field(default=False, metadata={"help": "One seed, fewer test frames, ablations only if named."})
     brief: bool = field(default=False, metadata={"help": "Quick, with still fewer frames and no unseen weather."})
     only: list[str] | None = field(default=None, metadata={"help": "Models and ablations to run; default: all."})
@@ -133,7 +131,7 @@ def variant_stages(variant: str, seed: int, root: Path, whole: Recipe) -> dict[s
     names = [name for name in needed(plan(changed, root, whole.data), result) if name not in common]
     sections = {name: changed[name] for name in names}
     for section in sections.values():
-        if "seed" in field_names(section["module"]):
+        if any(one.name == "seed" for kind in kinds_of(module_of(section["module"])) for one in fields(kind)):
             section["seed"] = seed
     return planned(sections, root / run_name(variant, seed), root, whole, common)
 
@@ -142,11 +140,6 @@ def written(folder: Path, stages: dict[str, PlannedStage], env: Mapping[str, Any
     """A recipe in which every stage names its inputs by their paths."""
     sections = {name: {"module": stage.module, **stage.arguments} for name, stage in stages.items()}
     return {"output_dir": str(folder), "env": dict(env), **sections}
-
-
-def field_names(module: str) -> set[str]:
-    """The arguments that a stage takes."""
-    return {one.name for kind in kinds_of(module_of(module)) for one in fields(kind)}
 
 
 def python(*words: str, log: Path, env: dict[str, str]) -> None:

@@ -37,9 +37,7 @@ QUANTIZED = ("language_model", "lm_head", "decode")
 class OnnxArguments:
     folder: str = field(metadata={"help": "Exported folder or checkpoint.", "positional": True})
     out: str = field(metadata={"help": "Folder to write; must not exist."})
-    num_queries: int | None = field(
-        default=None, metadata={"help": "Budget per camera; default: the model's.", "aliases": ["--budget"]}
-    )
+    num_queries: int | None = field(default=None, metadata={"help": "Budget per camera.", "aliases": ["--budget"]})
     int8: bool = field(default=False, metadata={"help": "Quantise the language model's weights."})
 
 
@@ -71,19 +69,13 @@ class OnnxSmolDriver:
         if len(pixel_values) != len(self.config.cameras):
             raise ValueError(f"the graphs take one image of each of {self.config.cameras}; got {len(pixel_values)}")
         features = self.graphs["image_encoder"](pixel_values=pixel_values).last_hidden_state[:, -self.patches :]
+        height, width = pixel_values.shape[-2:]
+        rows = round((self.patches * height / width) ** 0.5)  # the patches have the proportion of the images
+        grid = (rows, self.patches // rows)
         tokens, _ = self.graphs["multi_modal_projector"](
-            features=features.contiguous(),
-            camera_ids=None,
-            num_queries=self.num_queries,
-            grid=self._grid(pixel_values),
+            features=features.contiguous(), camera_ids=None, num_queries=self.num_queries, grid=grid
         )
         return tokens
-
-    def _grid(self, pixel_values: torch.Tensor) -> tuple[int, int]:
-        """(rows, columns) of the patches; their proportion is that of the images."""
-        height, width = pixel_values.shape[-2:]
-        rows = round((self.patches * height / width) ** 0.5)
-        return rows, self.patches // rows
 
     def prefill(self, visual_tokens: torch.Tensor, input_ids: torch.Tensor) -> tuple[torch.Tensor, Any]:
         """A prompt (1, sequence) with its visual tokens → logits of the next token (1, vocab), and the cache."""
@@ -147,14 +139,8 @@ def quantize(folder: Path) -> None:
     for name in QUANTIZED:
         path = folder / f"{name}.onnx"
         small = folder / f"{name}.int8.onnx"
-        quantize_dynamic(
-            path,
-            small,
-            weight_type=QuantType.QInt8,
-            per_channel=True,
-            reduce_range=True,
-            use_external_data_format=True,
-        )
+        how = {"weight_type": QuantType.QInt8, "per_channel": True, "reduce_range": True}
+        quantize_dynamic(path, small, use_external_data_format=True, **how)
         # The graph names its data file, so both get the old names only after the old ones are gone.
         for old in (path, path.with_name(path.name + ".data")):
             old.unlink()

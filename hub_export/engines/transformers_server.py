@@ -74,15 +74,8 @@ def start(args: TransformersServerArguments, non_blocking: bool = False) -> Any:
             raise HTTPException(status_code=400, detail=str(error)) from error
 
     ChatCompletionHandler.handle_request = answer_or_explain
-    return Serve(
-        force_model=args.folder,
-        trust_remote_code=True,
-        device=args.device,
-        dtype=args.dtype,
-        host=args.host,
-        port=args.port,
-        non_blocking=non_blocking,
-    )
+    where = {"device": args.device, "dtype": args.dtype, "host": args.host, "port": args.port}
+    return Serve(force_model=args.folder, trust_remote_code=True, non_blocking=non_blocking, **where)
 
 
 def main(args: TransformersServerArguments) -> None:

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,9 +23,7 @@ PLUGIN = Path(__file__).with_name("vllm_plugin.py")
 
 @dataclass
 class VllmArguments(ServerArguments):
-    num_queries: int | None = field(
-        default=None, metadata={"help": "Budget per camera of all requests.", "aliases": ["--budget"]}
-    )
+    num_queries: int | None = field(default=None, metadata={"help": "Budget per camera.", "aliases": ["--budget"]})
     python: str = field(default=sys.executable, metadata={"help": "Interpreter that has vLLM."})
 
 
@@ -67,9 +66,8 @@ def main(args: VllmArguments) -> None:
         path = os.pathsep.join([str(plugin_folder(Path(folder))), os.environ.get("PYTHONPATH", "")])
         server = subprocess.Popen(vllm_command(args), env={**os.environ, "PYTHONPATH": path})
         signal.signal(signal.SIGTERM, lambda *_: server.terminate())  # or it would go on without us
-        try:
-            status = server.wait()
-        except KeyboardInterrupt:  # it got the same signal from the terminal
-            status = server.wait()
+        with suppress(KeyboardInterrupt):  # it got the same signal from the terminal
+            server.wait()
+        status = server.wait()
     if status not in (0, 128 + signal.SIGTERM, -signal.SIGTERM, 128 + signal.SIGINT, -signal.SIGINT):
         raise ValueError(f"vLLM ended with exit status {status}; its own output is above")

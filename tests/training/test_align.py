@@ -71,14 +71,14 @@ def test_a_killed_run_ends_with_the_same_weights(root, tmp_path):
     class Killed(Exception):
         pass
 
-    class StopsAfterTwo(align.AlignTrainer):
+    class StopsAfterTwo(align.WholeCheckpoints):
         def compute_loss(self, *args, **kwargs):
             if self.state.global_step == 3:
                 raise Killed
             return super().compute_loss(*args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(align, "AlignTrainer", StopsAfterTwo)
+        patch.setattr(align, "WholeCheckpoints", StopsAfterTwo)
         with pytest.raises(Killed):
             run(root, tmp_path / "killed")
     resumed = weights(run(root, tmp_path / "killed"))

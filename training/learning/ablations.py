@@ -5,6 +5,7 @@ one, and the checkpoint keeps its names. Weights that shall not train: their gra
 """
 
 import re
+from collections import defaultdict
 
 import torch
 from torch import nn
@@ -15,11 +16,11 @@ QFORMER = re.compile(r"(.*\bqformers\.)(\w+)\.(.+)")  # before the camera, the c
 
 def qformer_copies(model: nn.Module) -> list[list[nn.Parameter]]:
     """The trainable weights of all Q-Formers, grouped by what is the same weight of different cameras."""
-    groups: dict[tuple[str, str], list[nn.Parameter]] = {}
+    groups = defaultdict(list)
     for name, parameter in model.named_parameters():
         match = QFORMER.fullmatch(name)
         if match and parameter.requires_grad:
-            groups.setdefault((match[1], match[3]), []).append(parameter)
+            groups[match[1], match[3]].append(parameter)
     return list(groups.values())
 
 
@@ -60,12 +61,9 @@ def ablate(trainer: Trainer, shared_qformer: bool, keep_frozen: str | None) -> N
         trainer.add_callback(SharedQFormers())
     if keep_frozen is None:
         return
-    frozen = [
-        parameter
-        for name, parameter in trainer.model.named_parameters()
-        if parameter.requires_grad and re.fullmatch(keep_frozen, name)
-    ]
+    training = {name: weight for name, weight in trainer.model.named_parameters() if weight.requires_grad}
+    frozen = [weight for name, weight in training.items() if re.fullmatch(keep_frozen, name)]
     if not frozen:
         raise ValueError(f"keep_frozen {keep_frozen!r} matches no weight that would train")
-    for parameter in frozen:
-        parameter.requires_grad_(False)
+    for weight in frozen:
+        weight.requires_grad_(False)

@@ -27,15 +27,8 @@ ARGUMENTS = "arguments.json"  # in a run's folder: what it was called with
 SOURCES = ("checkpoint", "student", "teacher")  # arguments that name what a run starts from
 WHERE = ("data", "eval_data", "feature_cache")  # where things lie, which may be elsewhere the next time
 SAME_SETTINGS = (
-    "learning_rate",
-    "lr_scheduler_type",
-    "warmup_steps",
-    "weight_decay",
-    "max_grad_norm",
-    "optim",
-    "seed",
-    "bf16",
-    "fp16",
+    *("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay"),
+    *("max_grad_norm", "optim", "seed", "bf16", "fp16"),
 )
 HOW_LONG = ("max_steps", "num_train_epochs")  # a run that has not ended may become longer
 
@@ -46,8 +39,6 @@ def check_arguments(
     """Whether `FinetuneArguments` and the trainer's settings fit the checkpoint.
 
     Args:
-        model: as `parts.load_model` returns it.
-        modules: part → module name of its architecture.
         cameras: what the model will be shown.
         known: the cameras that the checkpoint, or for a baseline the data, has.
     """

@@ -38,11 +38,8 @@ def training_examples(
             )
         if black is not None:
             images = {camera: black_picture(black, like) for camera, like in images.items()}
-        for row in asked:
-            if not row["answer"].strip():
-                raise ValueError(
-                    f"{rows.path}: question {row['question_id']} has an empty answer; there is nothing to learn"
-                )
+        if empty := [row["question_id"] for row in asked if not row["answer"].strip()]:
+            raise ValueError(f"{rows.path}: question {empty[0]} has an empty answer; there is nothing to learn")
         for start in range(0, len(asked), pairs_per_sequence):
             chunk = asked[start : start + pairs_per_sequence]
             examples.append(

@@ -41,10 +41,6 @@ class FeatureCache(Mapping[str, torch.Tensor]):
     """Image path → features (patches, hidden), read from the folder's shards on demand.
 
     Paths may be relative; they are compared as absolute ones. Data loader workers may share or pickle a cache.
-
-    Attributes:
-        folder: where it lies.
-        fingerprint: what the features are of.
     """
 
     def __init__(self, folder: str | os.PathLike[str], fingerprint: Mapping[str, Any]):
@@ -81,9 +77,7 @@ class FeatureCache(Mapping[str, torch.Tensor]):
 
         Args:
             model: a SmolDriver with the tower on its device; it is run in evaluation mode.
-            processor: its processor.
             image_paths: image files; repeated paths and equal files are computed once.
-            folder: where to keep them.
             dtype: of what is kept. float16 rounds eight times less than bfloat16, whose range is needed only by towers
                 without a final norm.
             batch_size: images per call of the tower.
@@ -133,12 +127,9 @@ def write_features(
     """Run `encode` on the images that a folder has no features of, keep the results there and open it.
 
     Args:
-        folder: an empty or new folder, or one of the same fingerprint.
-        image_paths: image files.
         encode: paths → (images, patches, hidden) of any floating type.
         fingerprint: what the features depend on beside the image; JSON values.
         dtype: of what is kept; another one than the folder's is another fingerprint.
-        batch_size: images per call of `encode`.
         shard_bytes: about how much to keep in one file.
 
     Raises:
@@ -173,8 +164,10 @@ def _encode(
 ) -> None:
     """Run `encode` on files, hash → path, and keep the results shard by shard."""
     pending: dict[str, torch.Tensor] = {}
+    hashes = list(missing)
     with torch.no_grad(), tqdm(total=len(missing), desc="Encoding images", unit="image", disable=not missing) as bar:
-        for keys in _batches(list(missing), batch_size):
+        for start in range(0, len(missing), batch_size):
+            keys = hashes[start : start + batch_size]
             kept = encode([missing[key] for key in keys]).to("cpu", dtype)  # (images, patches, hidden)
             for key, features in zip(keys, kept, strict=True):
                 if not features.isfinite().all():
@@ -299,11 +292,6 @@ def _read_index(folder: Path) -> dict[str, Any] | None:
 
 def _has_size(file: Path, size: int) -> bool:
     return file.is_file() and file.stat().st_size == size
-
-
-def _batches(items: list[str], size: int) -> Iterator[list[str]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
 
 
 @contextmanager

@@ -82,7 +82,6 @@ def load_model(args: Any, model_type: str, bf16: bool, sharded: bool = False) ->
 
     Args:
         args: `FinetuneArguments`.
-        model_type: of the checkpoint's config.
         bf16: compute in bf16. A processor without bf16 arithmetic is ten times slower in it than in float32.
         sharded: by FSDP or DeepSpeed, which want one type for all and cast by themselves.
     """
@@ -98,9 +97,7 @@ def load_model(args: Any, model_type: str, bf16: bool, sharded: bool = False) ->
             llm_int8_skip_modules=[HEAD, modules["tower"], modules["projector"]],
         )
     model = load_strictly(
-        args.checkpoint,
-        quantization_config=quantization,
-        dtype=dtype if args.load_in_4bit else torch.float32,
+        args.checkpoint, quantization_config=quantization, dtype=dtype if args.load_in_4bit else torch.float32
     )
     freeze(model, how_of(args), modules)
     if model_type in BASELINES and (args.language_model == "full" or args.train_embeddings):

@@ -113,17 +113,17 @@ def is_done(there: bool, before: Mapping[str, Any] | None, now: Mapping[str, Any
         raise ValueError(
             f"{where} holds a result that does not tell what it came from; name another folder or remove it"
         )
-    current = json.loads(json.dumps(now))
-    changed = [
-        f"{name} was {before.get(name)!r}, is {current.get(name)!r}"
-        for name in {**before, **current}
-        if before.get(name) != current.get(name)
-    ]
-    if changed:
+    if changed := differences(before, json.loads(json.dumps(now))):
         raise ValueError(
             f"{where} holds a result of other settings ({'; '.join(changed)}); name another folder or remove it"
         )
     return True
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What two sets of settings differ in, in words."""
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    return [f"{name} was {before.get(name)!r}, is {now.get(name)!r}" for name in names]
 
 
 def command_of(module: str, *arguments: Any, package: str = "training") -> str:

@@ -154,7 +154,7 @@ def make_wheel(folder: Path, text: str) -> Wheel:
         archive.writestr("tiny_part-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-part\nVersion: 1.0\n")
         archive.writestr("tiny_part-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
         archive.writestr("tiny_part-1.0.dist-info/RECORD", "")
-    return Wheel("tiny-part==1.0", path.name, sha256(path.read_bytes()).hexdigest(), 0)
+    return Wheel("tiny-part==1.0", sha256(path.read_bytes()).hexdigest(), 0)
 
 
 @pytest.fixture
@@ -218,7 +218,7 @@ def test_every_part_refuses_a_corrupted_wheel(fetch_part, wheelhouse, tmp_path) 
 
 
 def test_unreachable_wheel_says_what_to_do(wheelhouse, tmp_path) -> None:
-    part = Part("tiny-r1", Wheel("tiny-part==1.0", "tiny_part-1.0.whl", "0" * 64, 0), "MIT", copy_data)
+    part = Part("tiny-r1", Wheel("tiny-part==1.0", "0" * 64, 0), "MIT", copy_data)
     with pytest.raises(PartUnavailableError, match="PIP_INDEX_URL.*PIP_FIND_LINKS"):
         fetch(part, tmp_path / "cache")
     assert left_behind(tmp_path / "cache") == []
