@@ -174,7 +174,7 @@ def main(args: OverfitArguments) -> dict[str, Any]:
             "reference": row["answer"],
             "answer": true[index],
             "swapped_answer": swapped.get(index),
-            "swapped_reference": others.get(index, {}).get("answer"),
+            "swapped_reference": others[index]["answer"] if index in others else None,
         }
         for index, row in asked.items()
     ]

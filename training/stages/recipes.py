@@ -136,11 +136,13 @@ def module_of(module: str) -> ModuleType:
     name = f"training.{module}"
     try:
         spec = find_spec(name)
+        if spec is not None and spec.submodule_search_locations is not None:  # a room: its command is its __main__
+            spec = find_spec(f"{name}.__main__")
     except ModuleNotFoundError:  # not even the package that should hold it
         spec = None
     if spec is None:
         raise ValueError(f"there is no command {name}")
-    command = import_module(name if spec.submodule_search_locations is None else f"{name}.__main__")
+    command = import_module(spec.name)
     if not isinstance(vars(command).get("STAGE"), Stage):
         raise ValueError(f"{name} is no stage of a recipe: it declares no STAGE")
     return command

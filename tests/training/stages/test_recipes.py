@@ -98,7 +98,8 @@ def test_what_a_stage_needs(tmp_path):
         ({"world": SECTIONS["world"] | {"processes": 2}}, "has no argument processes"),
         ({"first": {"module": "fine_tune"}}, "section first: there is no command training.fine_tune"),
         ({"first": {"module": "no.such"}}, "there is no command training.no.such"),
-        ({"first": {"module": "stages"}}, "training.stages.recipes is no stage of a recipe: it declares no STAGE"),
+        ({"first": {"module": "stages"}}, "there is no command training.stages"),
+        ({"first": {"module": "evaluate"}}, "training.evaluate is no stage of a recipe: it declares no STAGE"),
     ],
 )
 def test_sections_that_cannot_run(tmp_path, sections, message):
