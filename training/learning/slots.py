@@ -5,9 +5,10 @@ model can learn to read such tokens before it ever sees a picture (`training.rea
 without a language model (`training.align`).
 
 Tokens are nested as budgets are: the first holds all that the picture shows, its closest class loudest; the next six
-are the rows and columns of a grid of classes, so that two classes that share a token never share the other; then what
-is closest, then single classes, then single objects from near to far. So more tokens add and never take away. A class
-is told by its name, how many there are, and each state by its share: "two of three parked" reads off the weights.
+are the rows and columns of a grid of classes, so that two classes that share a token do not share the other (trailers
+stand with trucks, lights with bicycles); then what is closest, then single classes, then single objects from near to
+far. So more tokens add and never take away. A class is told by its name, how many there are, and each state by its
+share: "two of three parked" reads off the weights.
 """
 
 from collections.abc import Iterable, Sequence
