@@ -1,0 +1,43 @@
+"""What the cameras of a toy frame show, in words, as `training.data.contents` has it.
+
+What is no object is told where it shows: ahead, how the ego car steers, how fast it goes and what stands in its path;
+behind, the weather and the lane.
+"""
+
+from collections.abc import Iterable
+
+from training.data.contents import Contents, Thing
+from training.toyworld.scene import ToyFrame, ToyObject, in_ego_path
+
+LANE_WORDS = ("left", "middle", "right")
+SPEED_WORDS = {"not moving": "standing"}  # one word each: "not" beside "moving" would say that it moves
+NEAR, PATH = 11.0, 17.0
+"""Metres at which what stands in the path makes the ego car stop, and slow down: the rules of `questions`."""
+
+
+def contents_of(
+    frame: ToyFrame, seen: Iterable[tuple[ToyObject, str]], unclear: Iterable[tuple[str, str]] = ()
+) -> Contents:
+    """Contents of a frame.
+
+    Args:
+        frame: tells what is no object.
+        seen: objects that are shown, each with its camera.
+        unclear: (class, sector) where something may or may not count as shown.
+    """
+    shown = list(seen)
+    things: list[Thing] = [
+        {"name": item.name, "camera": camera, "status": item.status, "distance": round(item.distance, 2)}
+        for item, camera in shown
+    ]
+    rig = frame.rig
+    path = min((item.distance for item, _ in shown if in_ego_path(frame, item)), default=None)
+    ahead = [frame.direction, SPEED_WORDS.get(frame.speed, frame.speed)]
+    if path is not None and path <= PATH:
+        ahead += ["path", "near"] if path <= NEAR else ["path"]
+    words: dict[str, list[str]] = {}
+    for sector, told in (("front", ahead), ("back", [frame.weather, LANE_WORDS[frame.ego_lane], "lane"])):
+        for camera in rig.sectors.get(sector, ()):
+            words[camera] = told
+    doubtful = [(name, camera) for name, sector in unclear for camera in rig.sectors.get(sector, ())]
+    return {"objects": things, "words": words, "unclear": sorted(doubtful)}
