@@ -225,7 +225,7 @@ def test_files_that_cannot_be_read(checkpoint, tmp_path):
     (checkpoint / "config.json").unlink()
     with pytest.raises(OSError, match="config.json"):
         load(str(checkpoint))
-    with pytest.raises(OSError):
+    with pytest.raises(ValueError, match="is not a folder"):
         load(str(tmp_path / "nothing"))
 
 

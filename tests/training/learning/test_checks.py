@@ -10,8 +10,9 @@ from transformers import AutoModelForImageTextToText, LlamaForCausalLM
 from trl import SFTConfig
 
 from training import finetune
+from training.data.rows import load_rows
 from training.finetune import FinetuneArguments
-from training.learning.checks import check_sharding
+from training.learning.checks import check_sharding, record_arguments
 from training.learning.parts import check_lora_targets, freeze, how_of, load_model, lora_config, modules_of
 
 
@@ -109,9 +110,11 @@ def test_an_answerless_question_is_told_by_its_id(root, tmp_path, reached, monke
 
 
 def test_a_folder_of_another_run_is_refused(root, tmp_path, reached):
-    with pytest.raises(AssertionError):
-        run(root, tmp_path / "out")
-    (tmp_path / "out" / "checkpoint-1").mkdir()
+    out = tmp_path / "out"
+    args = FinetuneArguments(checkpoint=str(root / "smoldriver"), data=str(root / "data"))
+    settings = SFTConfig(output_dir=str(out), use_cpu=True, bf16=False, report_to="none")
+    record_arguments(args, settings, load_rows(root / "data", "train"))  # as when its first step begins
+    (out / "checkpoint-1").mkdir()
     with pytest.raises(AssertionError):  # the same settings, elsewhere and for longer
         run(root, tmp_path / "out", config={"max_steps": 7})
     for changes in ({"lora_r": 4}, {"config": {"learning_rate": 1.0}}, {"data": "front"}):
