@@ -27,11 +27,11 @@ FORBIDDEN = {
     "hub_export": {"training", "benchmarks"},
 }
 
-MOST_ARROWS = 66
+MOST_ARROWS = 74
 MOST_FLOORS = 6
 MOST_LINES_OF_A_FILE = 450
 MOST_LINES_OF_A_FUNCTION = 60
-MOST_LINES = {"smoldriver_hf": 2840, "training": 14670, "hub_export": 2720, "benchmarks": 2390}
+MOST_LINES = {"smoldriver_hf": 3100, "training": 16500, "hub_export": 3200, "benchmarks": 2900}
 LONG_FILES: dict[str, str] = {}
 LONG_FUNCTIONS: dict[str, str] = {}
 # Modules without a test file of their name in the mirrored place, and where they are tested.
