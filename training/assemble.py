@@ -74,6 +74,9 @@ class AssembleArguments:
     key_source: str = field(default="features", metadata={"help": "features, or position for the ablation."})
     max_queries: int = field(default=64, metadata={"help": "Queries per camera (pixel_shuffle: SmolVLM's own grid)."})
     num_queries: int | None = field(default=None, metadata={"help": "Queries in use by default; default: all."})
+    projector_hidden_size: int | None = field(
+        default=None, metadata={"help": "Width of the Q-Formers; default: the tower's."}
+    )
     image_size: int | None = field(default=None, metadata={"help": "Side in pixels; default: the tower's own."})
     dtype: str = field(default="float32", metadata={"help": "float32 or bfloat16, of the saved weights."})
     seed: int = field(default=0, metadata={"help": "Of the projector's initial weights."})
@@ -151,9 +154,24 @@ def map_smolvlm(state: dict[str, torch.Tensor], drop: tuple[str, ...]) -> dict[s
     return mapped
 
 
-def projector_config_for(vision_config, embeddings: torch.Tensor, smolvlm_config) -> SmolDriverProjectorConfig:
-    """Dimensions that follow from the parts: the tower's width, or that of SmolVLM's features before its connector."""
-    width = vision_config.hidden_size if smolvlm_config is None else smolvlm_config.vision_config.hidden_size
+def projector_config_for(
+    vision_config, embeddings: torch.Tensor, smolvlm_config, width: int | None = None
+) -> SmolDriverProjectorConfig:
+    """Dimensions that follow from the parts: the tower's width, or that of SmolVLM's features before its connector.
+
+    Args:
+        width: of the Q-Formers, where it is another one.
+
+    Raises:
+        ValueError: another width than SmolVLM's connector takes.
+    """
+    if smolvlm_config is not None:
+        if width not in (None, smolvlm_config.vision_config.hidden_size):
+            raise ValueError(
+                "projector_hidden_size is given by SmolVLM's own connector: leave it out with pixel_shuffle"
+            )
+        width = smolvlm_config.vision_config.hidden_size
+    width = width or vision_config.hidden_size
     heads = next(heads for heads in range(max(1, width // 64), 0, -1) if width % heads == 0)
     scale_factor = {} if smolvlm_config is None else {"scale_factor": smolvlm_config.scale_factor}
     return SmolDriverProjectorConfig(
@@ -199,7 +217,9 @@ def config_for(args: AssembleArguments, vision_config: Any, source: Any, image_t
         image_size = OFFLINE_IMAGE_SIZE
     return SmolDriverConfig(
         vision_config=vision_config,
-        projector_config=projector_config_for(vision_config, source.get_input_embeddings().weight, smolvlm_config),
+        projector_config=projector_config_for(
+            vision_config, source.get_input_embeddings().weight, smolvlm_config, args.projector_hidden_size
+        ),
         text_config=source.config.text_config if args.smolvlm else source.config,
         cameras=args.cameras,
         max_queries=max_queries,

@@ -76,6 +76,9 @@ class FinetuneArguments:
     blind: str | None = field(default=None, metadata={"help": "Control: text (no images) or black (black images)."})
     tower: str = field(default="frozen", metadata={"help": "Vision tower: frozen, lora or full."})
     projector: str = field(default="full", metadata={"help": "Q-Formers and connector: frozen, lora or full."})
+    projector_learning_rate: float | None = field(
+        default=None, metadata={"help": "Of a projector that trains in full; default: learning_rate."}
+    )
     language_model: str = field(default="lora", metadata={"help": "Language model: frozen, lora or full."})
     lora_r: int = field(default=16, metadata={"help": "Rank of the adapters."})
     lora_alpha: int = field(default=16, metadata={"help": "Scale of the adapters."})
@@ -164,6 +167,7 @@ def main(args: FinetuneArguments, config: SFTConfig) -> Path:
         callbacks=[JsonlCallback(output_dir / "metrics.jsonl"), DrawBudgetsByEpoch(collator)],
         camera_attention=watched(args, model),
         camera_attention_loss=args.camera_attention_loss,
+        learning_rates={modules["projector"]: args.projector_learning_rate or config.learning_rate},
     )
     ablate(trainer, args.shared_qformer, args.keep_frozen)
     check_sharding(trainer.accelerator.distributed_type)

@@ -108,7 +108,9 @@ def config_of(args: AssembleArguments, base: ToyBaseArguments | None = None) -> 
     return SmolDriverConfig(
         vision_config=tower,
         text_config=language_model,
-        projector_config=projector_config_for(tower, torch.ones(2), smolvlm if shuffle else None),
+        projector_config=projector_config_for(
+            tower, torch.ones(2), smolvlm if shuffle else None, args.projector_hidden_size
+        ),
         max_queries=queries,
         connector=args.connector,
         image_size=args.image_size or (OFFLINE_IMAGE_SIZE if args.offline else None),

@@ -183,6 +183,13 @@ def test_linear_connector_drops_smolvlms(parts, tmp_path):
     assert AutoModelForImageTextToText.from_pretrained(tmp_path / "out").config.connector == "linear"
 
 
+def test_qformers_may_be_narrower_than_the_tower(parts, tmp_path):
+    given = {"vision": str(parts / "vision"), "text": str(parts / "text"), "max_queries": 4}
+    folder = main(AssembleArguments(output_dir=str(tmp_path / "narrow"), projector_hidden_size=16, **given))
+    projector = load_strictly(str(folder)).model.multi_modal_projector
+    assert projector.qformers["CAM_BACK"].queries.shape == (4, 16)
+
+
 def test_unmapped_key_is_an_error():
     with pytest.raises(ValueError, match="no place for 'model.perceiver.weight'"):
         map_smolvlm({"model.perceiver.weight": torch.zeros(1)}, drop=())

@@ -421,3 +421,18 @@ def test_it_is_off_unless_asked_for_and_needs_eyes(root, tmp_path):
     assert all(torch.equal(weight, weights(idle)[name]) for name, weight in weights(plain).items())
     with pytest.raises(ValueError, match="blind .* has nowhere to look"):
         run(root, tmp_path / "blind", blind="text", camera_attention_loss=0.5)
+
+
+@pytest.mark.parametrize("language_model", ["full", "lora"])
+def test_the_projector_may_learn_at_a_rate_of_its_own(root, tmp_path, language_model):
+    """So slowly here that it stays where it was, while the rest moves."""
+    final = run(root, tmp_path, projector_learning_rate=1e-12, language_model=language_model, train_embeddings=False)
+    before, after = weights(root / "smoldriver"), weights(final)
+    moved = {key: (before[key] - after[key]).abs().max() for key in before}
+    assert max(moved[key] for key in moved if "multi_modal_projector" in key) < 1e-9
+    assert max(moved[key] for key in moved if "language_model" in key) > 1e-3
+
+
+def test_a_rate_for_what_does_not_train(root, tmp_path):
+    with pytest.raises(ValueError, match="projector_learning_rate must be positive.*projector 'frozen'"):
+        run(root, tmp_path, projector_learning_rate=1e-3, projector="frozen")

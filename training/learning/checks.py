@@ -55,6 +55,13 @@ def check_arguments(
         raise ValueError("a feature cache holds one tile per image: leave out image_splitting or feature_cache")
     if args.shared_qformer and (baseline or args.projector != "full"):
         raise ValueError("shared_qformer is an ablation of SmolDriver's projector, trained in full")
+    if args.projector_learning_rate is not None and (args.projector != "full" or args.projector_learning_rate <= 0):
+        raise ValueError(
+            "projector_learning_rate must be positive, and the projector trained in full; got "
+            f"{args.projector_learning_rate} with projector {args.projector!r}"
+        )
+    if args.projector_learning_rate is not None and is_sharded():
+        raise ValueError("projector_learning_rate is not for sharded runs, whose optimiser has one rate: leave it out")
     if (args.image_splitting or args.longest_edge) and not baseline:
         raise ValueError("image_splitting and longest_edge are settings of the SmolVLM baseline")
     if args.load_in_4bit and config.device.type == "cpu" and config.eval_strategy != "no":

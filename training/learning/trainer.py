@@ -4,10 +4,11 @@ import errno
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from accelerate import DistributedType
@@ -104,14 +105,36 @@ class SceneTrainer(WholeCheckpoints, SFTTrainer):
         camera_attention: watches the model that trains; None leaves its attention alone. Its share of attention is
             logged as `camera_attention`: the earliest sign of whether a model learns to look.
         camera_attention_loss: the weight of its loss beside the answers'.
+        learning_rates: of parts of the model by their names, where it is another than `args.learning_rate`; the
+            schedule is that of all.
     """
 
     def __init__(
-        self, *args, camera_attention: CameraAttention | None = None, camera_attention_loss: float = 0.0, **kwargs
+        self,
+        *args,
+        camera_attention: CameraAttention | None = None,
+        camera_attention_loss: float = 0.0,
+        learning_rates: Mapping[str, float] = MappingProxyType({}),
+        **kwargs,
     ):
         super().__init__(*args, **kwargs)
         self.camera_attention = camera_attention
         self.camera_attention_loss = camera_attention_loss
+        self.learning_rates = dict(learning_rates)
+
+    def create_optimizer(self, model=None):
+        if self.optimizer is not None:
+            return self.optimizer
+        optimizer = super().create_optimizer(model)
+        owners = model or self.model
+        for part, rate in self.learning_rates.items():
+            own = {id(weight) for name, weight in owners.named_parameters() if f"{part}." in name}
+            for group in list(optimizer.param_groups):
+                moved = [weight for weight in group["params"] if id(weight) in own]
+                group["params"] = [weight for weight in group["params"] if id(weight) not in own]
+                if moved:
+                    optimizer.add_param_group({**group, "params": moved, "lr": rate})
+        return optimizer
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         token_cameras, asked_cameras = inputs.pop(TOKEN_CAMERAS, None), inputs.pop(ASKED_CAMERAS, None)
