@@ -21,7 +21,10 @@ The rig is that of `--rig`, or of the `rig.json` that `training.toyworld` and `t
 DriveLM files, or nuScenes' six. `dataset.json` keeps it under `rig`, for every stage that follows. A camera of the
 file that a given rig lacks is an error; without one it is counted.
 
-Nothing but questions, answers and image paths reaches the tables: no scene description and no boxes.
+Nothing but questions, answers and image paths reaches their tables: no scene description and no boxes. What the
+cameras of a frame show goes into a table of its own, for stages that teach a model to see (`training.data.contents`):
+from the `contents.json` that `training.toyworld` and `training.nuscenes` leave beside their files, or from DriveLM's
+key objects.
 
 What is lost is counted in `dataset.json` under `report`, with examples: `dropped` (missing or unreadable images, empty
 questions or answers, malformed tags, unknown cameras and categories, frames without any image), `filtered` (left out
@@ -44,6 +47,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from training.data.contents import CONTENTS_FILE, Contents, read_contents
 from training.data.drivelm import (
     CATEGORIES,
     Frame,
@@ -67,6 +71,7 @@ from training.stages.recipes import Stage
 
 FORMAT_VERSION = 1  # raise it when the tables change, so that folders of older code are written anew
 _TOLD_ELSEWHERE = ("drivelm_json", "image_root", "output_dir", "rig")  # options that `dataset.json` has as other keys
+_TABLES = ("frames", "questions", "contents")
 _IMAGE_SCHEMA = pa.schema([("path", pa.string()), ("file", pa.string()), ("bytes", pa.int64())])
 
 
@@ -76,7 +81,7 @@ class PrepareArguments:
 
     drivelm_json: str = field(metadata={"help": "DriveLM v1.0 or v1.1 train file, or a challenge file"})
     image_root: str = field(metadata={"help": "folder that holds nuscenes/, or the nuScenes root itself"})
-    output_dir: str = field(metadata={"help": "folder for dataset.json, frames/ and questions/"})
+    output_dir: str = field(metadata={"help": "folder for dataset.json, frames/, questions/ and contents/"})
     strict: bool = field(default=False, metadata={"help": "make any loss an error"})
     coordinates: Literal["pixels", "normalised", "none"] = field(
         default="pixels", metadata={"help": "keep coordinates, make them shares of the image, or drop such questions"}
@@ -125,6 +130,7 @@ def main(args: PrepareArguments) -> dict[str, Any]:
     _check_output(output_dir)
     given = args.rig or next((str(file) for file in [source.with_name(RIG_FILE)] if file.is_file()), None)
     rig = NUSCENES if given is None else read_rig(given)
+    shown = source.with_name(CONTENTS_FILE)
 
     info: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
@@ -133,6 +139,7 @@ def main(args: PrepareArguments) -> dict[str, Any]:
         "options": {key: value for key, value in asdict(args).items() if key not in _TOLD_ELSEWHERE},
         "rig": rig.to_table(),
         "generated": (image_root / "toyworld.json").is_file(),
+        "contents": sha256(shown) if shown.is_file() else "key_object_infos",
     }
     done = _unchanged(output_dir, image_root, info)
     if done is not None:
@@ -155,6 +162,8 @@ def _write(
 ) -> dict[str, Any]:
     """Write all tables into `folder` and return what `dataset.json` says about them; `given` says whose rig it is."""
     report, images = Report(), ImageFinder(image_root, args.verify_images)
+    shown = source.with_name(CONTENTS_FILE)
+    contents = read_contents(shown) if shown.is_file() else {}
     with ExitStack() as files:
         tables = TableWriter(folder, rig, files)
         progress = files.enter_context(tqdm(total=source.stat().st_size, unit="B", unit_scale=True, desc=source.name))
@@ -169,7 +178,8 @@ def _write(
                 continue
             split = scene_split(frame.scene_token) if args.split == "by_scene" else args.split
             tokens = {"scene_token": frame.scene_token, "frame_token": frame.frame_token}
-            tables.add(split, {**tokens, **views}, list(_questions(frame, rig, args, report)))
+            questions = list(_questions(frame, rig, args, report))
+            tables.add(split, {**tokens, **views}, questions, _contents(frame, contents, set(rig.names) & set(views)))
         tables.finish()
     dropped = {reason: entry["count"] for reason, entry in report.losses["dropped"].items()}
     if args.strict and dropped:
@@ -188,6 +198,18 @@ def _write(
         "counts": {split: _in_order(tables.counts[split]) for split in SPLITS if split in tables.counts},
         "report": report.losses,
         "files": {str(file.relative_to(folder)): file.stat().st_size for file in sorted(folder.rglob("*.parquet"))},
+    }
+
+
+def _contents(frame: Frame, told: dict[str, Contents], cameras: set[str]) -> Contents | None:
+    """What those cameras of a frame show, as `contents.json` tells or else its key objects; None: nobody knows."""
+    contents = told.get(frame.frame_token, frame.contents)
+    if contents is None:
+        return None
+    return {
+        "objects": [thing for thing in contents["objects"] if thing["camera"] in cameras],
+        "words": {camera: words for camera, words in contents["words"].items() if camera in cameras},
+        "unclear": [(name, camera) for name, camera in contents["unclear"] if camera in cameras],
     }
 
 
@@ -273,10 +295,11 @@ def _stored_root(image_root: Path, output_dir: Path) -> str:
 
 def _check_output(output_dir: Path) -> None:
     """Refuse to replace what `training.prepare` cannot have written."""
-    for folder in (output_dir, output_dir / "frames", output_dir / "questions"):
+    tables = [output_dir / name for name in _TABLES]
+    for folder in (output_dir, *tables):
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"{folder} is no folder; use another --output_dir")
-    for folder in (output_dir / "frames", output_dir / "questions"):
+    for folder in tables:
         if folder.exists() and any(file.suffix != ".parquet" for file in folder.iterdir()):
             raise ValueError(f"{folder} holds files that training.prepare did not write; use another folder")
 
@@ -301,9 +324,10 @@ def _install(staging: Path, output_dir: Path, info: dict[str, Any]) -> None:
     write_json(staging / "dataset.json", info)
     output_dir.mkdir(exist_ok=True)
     (output_dir / "dataset.json").unlink(missing_ok=True)
-    for name in ("frames", "questions"):
+    for name in _TABLES:
         shutil.rmtree(output_dir / name, ignore_errors=True)
-        os.replace(staging / name, output_dir / name)
+        if (staging / name).is_dir():
+            os.replace(staging / name, output_dir / name)
     for name in ("images.parquet", "dataset.json"):
         os.replace(staging / name, output_dir / name)
 

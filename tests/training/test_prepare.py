@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.drivelm_files import BOX, CAMERAS, TAG, make_frame, make_world, qa, write_json, write_world
+from training.data.contents import write_contents
 from training.data.drivelm import scene_split, split_hash
 from training.data.rows import SPLITS, load_rows
 from training.prepare import PrepareArguments, main
@@ -387,3 +388,44 @@ def test_a_wrong_rig_is_one_clear_error_and_writes_nothing(tmp_path):
 def test_data_of_a_toy_world_say_that_they_were_generated(world, tmp_path):
     (world / "toyworld.json").write_text("{}")
     assert prepare(world / "drivelm.json", world, tmp_path / "out")["generated"] is True
+
+
+def test_what_the_cameras_show(world, tmp_path):
+    """From `contents.json` beside the file, else from its key objects; only of cameras whose images are there."""
+    root = tmp_path / "key-objects"
+    scenes = make_world(30, frames=1)
+    black = {"Category": "Vehicle", "Status": "Moving", "Visual_description": "Black sedan."}
+    scenes["scene-3"]["key_frames"]["frame-3-0"]["key_object_infos"] = {TAG: black}
+    write_json(world, scenes)
+    prepare(world / "drivelm.json", world, root, split="train")
+    told = load_rows(root, "train").contents[("scene-3", "frame-3-0")]
+    assert told["objects"] == [{"name": "car", "camera": "CAM_BACK", "status": "moving", "distance": None}]
+
+    car = {"name": "car", "status": "parked", "distance": 7.5}
+    shown = {
+        "objects": [{**car, "camera": "CAM_BACK"}, {**car, "camera": "CAM_FRONT"}],
+        "words": {"CAM_BACK": ["rain"], "CAM_FRONT": ["path", "near"]},
+        "unclear": [("bus", "CAM_FRONT")],
+    }
+    write_contents(world, {"frame-3-0": shown})
+    (world / "nuscenes/samples/CAM_BACK/3-0.jpg").unlink()
+    before = json.loads((root / "dataset.json").read_text())
+    info = prepare(world / "drivelm.json", world, root, split="train")
+    assert info["contents"] != before["contents"] and info["split_hash"] == before["split_hash"]
+    told = load_rows(root, "train").contents
+    assert told[("scene-3", "frame-3-0")] == {
+        "objects": shown["objects"][1:],
+        "words": {"CAM_FRONT": ["path", "near"]},
+        "unclear": [("bus", "CAM_FRONT")],
+    }
+    assert len(told) == 30
+
+    for scene in scenes.values():
+        for frame in scene["key_frames"].values():
+            frame["key_object_infos"] = {}
+    (world / "contents.json").unlink()
+    write_json(world, scenes)
+    prepare(world / "drivelm.json", world, root, split="train")
+    with pytest.raises(ValueError, match="does not tell what the pictures of its train split show"):
+        load_rows(root, "train").contents  # noqa: B018  it is read only when it is asked for
+    assert not (root / "contents").exists()

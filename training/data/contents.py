@@ -5,9 +5,32 @@ A source that knows it (`training.toyworld`, `training.nuscenes`) leaves `conten
 and `Rows.contents` gives it. It says what pictures show and nothing of questions or answers; no prompt ever holds it.
 """
 
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TypedDict
 
+from training.data.wording import STATUSES, plural
+from training.stages.files import write_json
+
 CONTENTS_FILE = "contents.json"
+
+_KINDS = {  # what DriveLM calls them → class words
+    "sedan": "car",
+    "suv": "car",
+    "van": "car",
+    "pickup": "truck",
+    "lorry": "truck",
+    "person": "pedestrian",
+    "cyclist": "bicycle",
+    "bike": "bicycle",
+    "motorbike": "motorcycle",
+    "cone": "traffic cone",
+    "light": "traffic light",
+}
+_MOVING = {"Moving": ("moving", "with rider"), "Stationary": ("standing", "parked", "without rider")}
 
 
 class Thing(TypedDict):
@@ -31,3 +54,62 @@ def shown_by(contents: Contents, camera: str) -> list[Thing]:
     """A camera's objects, from near to far; those of unknown distance last."""
     things = [thing for thing in contents["objects"] if thing["camera"] == camera]
     return sorted(things, key=lambda thing: (thing["distance"] is None, thing["distance"] or 0.0))
+
+
+def contents_of_key_objects(key_objects: Iterable[tuple[str, Mapping[str, str]]]) -> Contents:
+    """What DriveLM's own annotations tell of a frame; distances and everything but key objects stay unknown.
+
+    Args:
+        key_objects: camera, and `Category`, `Status` and `Visual_description`: "Vehicle", "Moving", "Black sedan."
+    """
+    things: list[Thing] = []
+    for camera, info in key_objects:
+        description = info.get("Visual_description", "").lower()
+        name = _class_word(description) or _class_word(info.get("Category", "").lower())
+        if name is not None:
+            status = _status(name, info.get("Status"), description)
+            things.append({"name": name, "camera": camera, "status": status, "distance": None})
+    return {"objects": things, "words": {}, "unclear": []}
+
+
+def _class_word(text: str) -> str | None:
+    """The class that a text names last: "white truck" → truck, "golden sedan" → car; None: none."""
+    words = {**_KINDS, **{name: name for name in STATUSES}}
+    words |= {plural(word): name for word, name in words.items()}
+    longest_first = "|".join(sorted(map(re.escape, words), key=len, reverse=True))
+    found = re.findall(rf"\b({longest_first})\b", text)
+    return words[found[-1]] if found else None
+
+
+def _status(name: str, status: str | None, description: str) -> str | None:
+    """One of the class's states, if the annotation tells which."""
+    told = [state for state in STATUSES[name] if re.search(rf"\b{state}\b", description)]
+    told += [state for state in _MOVING.get(status or "", ()) if state in STATUSES[name]]
+    return told[0] if told else None
+
+
+def write_contents(folder: str | os.PathLike[str], contents: Mapping[str, Contents]) -> None:
+    """Leave `contents.json` in a folder, for `training.prepare`.
+
+    Args:
+        folder: where the DriveLM file lies.
+        contents: by frame token.
+    """
+    write_json(Path(folder) / CONTENTS_FILE, contents)
+
+
+def read_contents(file: Path) -> dict[str, Contents]:
+    """`contents.json`: contents by frame token.
+
+    Raises:
+        ValueError: it is no such file.
+    """
+    try:
+        contents = json.loads(file.read_text(encoding="utf-8"))
+        for frame in contents.values():
+            frame["objects"], frame["words"], frame["unclear"]  # noqa: B018  all are used further on
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{file} does not hold {{frame token: {{objects, words, unclear}}}}: {type(error).__name__}: {error}"
+        ) from error
+    return contents

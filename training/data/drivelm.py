@@ -9,7 +9,8 @@ structure (OpenDriveLab/DriveLM, docs/data_prep_nus.md, and the sample files of 
                                                 "image_paths": {"CAM_FRONT": "../nuscenes/samples/...", ...}}}}}
 
 `scene_description` tells the future and `key_object_infos` holds the boxes: both are ground truth, so neither is
-carried into a `Frame` and they cannot reach a prompt. Only challenge files have `tag`; their hidden answers are empty.
+carried into a `Frame` and they cannot reach a prompt; of the key objects only classes and states are kept, as
+`contents`. Only challenge files have `tag`; their hidden answers are empty.
 
 The release is too large to hold as Python objects beside a training job, and an error in it must name a byte. json
 reads only whole files and ijson reports no byte positions, hence the scene-by-scene reader here.
@@ -23,6 +24,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
+
+from training.data.contents import Contents, contents_of_key_objects
 
 CATEGORIES = ("perception", "prediction", "planning", "behavior")
 """In the order in which the challenge numbers a frame's questions, whatever the order in the file."""
@@ -69,6 +72,7 @@ class Frame:
     frame_token: str
     image_paths: dict[str, str]
     questions: list[Question]
+    contents: Contents | None  # what its key objects tell; None: it has none
 
     def question_id(self, question: Question) -> str:
         """The challenge's id of a question, `{scene_token}_{frame_token}_{number}`."""
@@ -228,7 +232,17 @@ def _parse_frame(scene_token: str, frame_token: str, frame: Any, where: str) -> 
         for item in _optional(by_category.get(category), list, f"{where}, QA, {category}")
     ]
     questions = [_parse_question(number, *item, f"{where}, question {number}") for number, item in enumerate(items)]
-    return Frame(scene_token, frame_token, image_paths, questions)
+    return Frame(scene_token, frame_token, image_paths, questions, _contents(fields.get("key_object_infos")))
+
+
+def _contents(infos: Any) -> Contents | None:
+    """What `key_object_infos` tell; nothing is asked about them, so that what is malformed is left out."""
+    objects = [
+        (tag_camera(tag), {key: value for key, value in info.items() if isinstance(value, str)})
+        for tag, info in (infos.items() if isinstance(infos, dict) else ())
+        if PIXEL_TAG.fullmatch(tag) and isinstance(info, dict)
+    ]
+    return contents_of_key_objects(objects) if objects else None
 
 
 def _parse_question(number: int, category: str, item: Any, where: str) -> Question:

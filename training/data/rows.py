@@ -8,12 +8,14 @@ A prepared folder is written by `python -m training.prepare`:
     dataset.json                      image_root, source, options, rig, generated, split_hash, counts, report
     frames/{split}-*.parquet          scene_token, frame_token, one column of image paths per view
     questions/{split}-*.parquet       question_id, scene_token, frame_token, category, tag, question, answer, objects
+    contents/{split}-*.parquet        scene_token, frame_token, and what its cameras show, where that is known
 
-Both tables are plain Parquet, so `datasets.load_dataset("parquet", data_files=...)` reads them as well.
+All tables are plain Parquet, so `datasets.load_dataset("parquet", data_files=...)` reads them as well.
 """
 
 import json
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
@@ -22,6 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from training.data.contents import Contents
 from training.data.rig import load_rig
 
 SPLITS = ("train", "validation", "test")
@@ -36,6 +39,27 @@ QUESTION_SCHEMA = pa.schema(
         ("question", pa.string()),
         ("answer", pa.string()),
         ("objects", pa.list_(pa.string())),
+    ]
+)
+CONTENTS_SCHEMA = pa.schema(  # `training.data.contents.Contents`
+    [
+        ("scene_token", pa.string()),
+        ("frame_token", pa.string()),
+        (
+            "objects",
+            pa.list_(
+                pa.struct(
+                    [
+                        ("name", pa.string()),
+                        ("camera", pa.string()),
+                        ("status", pa.string()),
+                        ("distance", pa.float64()),
+                    ]
+                )
+            ),
+        ),
+        ("words", pa.map_(pa.string(), pa.list_(pa.string()))),
+        ("unclear", pa.list_(pa.list_(pa.string()))),
     ]
 )
 
@@ -116,6 +140,29 @@ class Rows(Sequence[Row]):
         for number, frame in enumerate(self._frames):
             numbers = order[bounds[number] : bounds[number + 1]]
             yield {**frame, "images": dict(frame["images"])}, [self[int(i)] for i in numbers]
+
+    @cached_property
+    def contents(self) -> dict[tuple[str, str], Contents]:
+        """What the cameras of each frame show, by scene and frame token; frames of which nobody knows are not there.
+
+        Raises:
+            ValueError: nobody knows of any.
+        """
+        files = sorted((self.path / "contents").glob(f"{self.split}-*.parquet"))
+        if not files:
+            raise ValueError(
+                f"{self.path} does not tell what the pictures of its {self.split} split show: run training.prepare "
+                "again, on a world of training.toyworld, boxes of training.nuscenes or DriveLM's key_object_infos"
+            )
+        return {
+            (record["scene_token"], record["frame_token"]): {
+                "objects": record["objects"],
+                "words": dict(record["words"]),
+                "unclear": [(name, camera) for name, camera in record["unclear"]],
+            }
+            for file in files
+            for record in pq.read_table(file).to_pylist()
+        }
 
     def __reduce__(self) -> tuple[Any, ...]:
         return load_rows, (str(self.path), self.split)

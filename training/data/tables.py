@@ -8,8 +8,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from training.data.contents import Contents
 from training.data.rig import EXTRA_VIEWS, Rig
-from training.data.rows import FRAME_KEYS, QUESTION_SCHEMA
+from training.data.rows import CONTENTS_SCHEMA, FRAME_KEYS, QUESTION_SCHEMA
 
 _EXAMPLES = 5
 _ROWS_PER_WRITE = 10_000
@@ -39,17 +40,27 @@ class TableWriter:
         self._writers: dict[str, pq.ParquetWriter] = {}
         self._questions: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self._frames: dict[str, list[dict[str, str | None]]] = defaultdict(list)
+        self._contents: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self.splits: dict[str, str] = {}
         self.counts: dict[str, Counter[str]] = defaultdict(Counter)
 
-    def add(self, split: str, frame: dict[str, str | None], questions: list[dict[str, Any]]) -> None:
-        """Add one frame (tokens and an image path per view) and its rows of the questions table."""
+    def add(
+        self,
+        split: str,
+        frame: dict[str, str | None],
+        questions: list[dict[str, Any]],
+        contents: Contents | None = None,
+    ) -> None:
+        """Add one frame (tokens and an image path per view), its rows of the questions table, and what it shows."""
         scene_token = str(frame["scene_token"])
         self.counts[split].update({"scenes": scene_token not in self.splits, "frames": 1, "questions": len(questions)})
         self.counts[split].update(row["category"] for row in questions)
         self.splits[scene_token] = split
         self._frames[split].append(frame)
         self._questions[split] += questions
+        if contents is not None:
+            keys = {key: frame[key] for key in FRAME_KEYS}
+            self._contents[split].append({**keys, **contents, "words": list(contents["words"].items())})
         if len(self._questions[split]) >= _ROWS_PER_WRITE:
             self._write_questions(split)
 
@@ -61,6 +72,9 @@ class TableWriter:
         for split, frames in self._frames.items():
             self._write_questions(split)
             pq.write_table(pa.Table.from_pylist(frames, schema=schema), self._file("frames", split))
+            if self._contents[split]:
+                table = pa.Table.from_pylist(self._contents[split], schema=CONTENTS_SCHEMA)
+                pq.write_table(table, self._file("contents", split))
 
     def _write_questions(self, split: str) -> None:
         if split not in self._writers:

@@ -19,6 +19,7 @@ OUTPUT_DIR then holds
 
     drivelm.json          DriveLM v1.1 format; its image_paths name the cameras and the extra views
     views/LIDAR_BEV/*.png views/MAP_BEV/*.png, one per key frame, drawn without any annotation
+    contents.json         what each frame's cameras show, from the boxes, for `training.prepare`
     rig.json              where each camera looks: nuScenes' six, or as the calibration or `--rig` has it
     calibration.parquet   one row per key frame and sensor: intrinsics, mounting and ego pose
     nuscenes              a link to DATAROOT, so that OUTPUT_DIR serves as the image root of all paths
@@ -43,6 +44,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 from tqdm import tqdm
 
+from training.data.contents import Contents, write_contents
 from training.data.drivelm import key_frame, qa_entry, read_scenes, write_scenes
 from training.data.rig import EXTRA_VIEWS, Rig, read_rig, write_rig
 from training.data.wording import choose_key_objects, describe, object_tag, observed_status, perception_questions
@@ -140,7 +142,8 @@ def main(args: NuScenesArguments) -> dict[str, Any]:
         _save_image(proof_picture(nusc, sample, rig), Path(args.picture))
 
     skipped: Counter[str] = Counter()
-    scenes = read_scenes(args.drivelm_json) if args.drivelm_json else box_scenes(nusc, args, skipped, rig)
+    objects = _read_all_objects(nusc, args, skipped, rig)
+    scenes = read_scenes(args.drivelm_json) if args.drivelm_json else box_scenes(nusc, args, objects, rig)
     frames = [
         (scene_token, token, frame)
         for scene_token, scene in scenes.items()
@@ -149,6 +152,7 @@ def main(args: NuScenesArguments) -> dict[str, Any]:
     lacking = count_lacking(nusc, rig, {token: frame for _, token, frame in frames})
     joined = _add_views(nusc, args, frames, rig, output_dir)
     write_rig(output_dir, rig)
+    write_contents(output_dir, {token: contents_of(objects[token]) for _, token, _ in frames if token in objects})
     content = [(token, scene.get("scene_description", ""), scene["key_frames"]) for token, scene in scenes.items()]
     with whole(output_dir / "drivelm.json") as unfinished:
         write_scenes(unfinished, content)
@@ -159,7 +163,7 @@ def main(args: NuScenesArguments) -> dict[str, Any]:
         "questions": sum(len(rows) for *_, frame in frames for rows in frame["QA"].values()),
         "cameras": list(rig.names),
         "cameras left out": dict(lacking.most_common()),
-        "boxes left out": dict(skipped.most_common()),
+        "boxes left out": {} if args.drivelm_json else dict(skipped.most_common()),
     }
     print(_summary(output_dir, counts))
     return counts
@@ -222,17 +226,39 @@ def _add_views(
     return len(joined)
 
 
-def box_scenes(nusc: NuScenes, args: NuScenesArguments, skipped: Counter[str], rig: Rig) -> dict[str, Any]:
-    """Every key frame of a nuScenes-format folder in DriveLM's structure, with perception questions from its boxes.
+def _read_all_objects(
+    nusc: NuScenes, args: NuScenesArguments, skipped: Counter[str], rig: Rig
+) -> dict[str, list[Annotated]]:
+    """By key frame, what can be asked about; `skipped` counts, by reason, the boxes that no question is about."""
+    limits = {"min_pixels": args.min_pixels, "max_distance": args.max_distance}
+    return {
+        sample["token"]: read_objects(nusc, sample, **limits, skipped=skipped, rig=rig)
+        for sample in tqdm(nusc.sample, desc="boxes", unit="frame")
+    }
 
-    `skipped` counts, by reason, the boxes that no question is about.
-    """
+
+def contents_of(objects: list[Annotated]) -> Contents:
+    """What the cameras of a key frame show."""
+    items = [annotated.item for annotated in objects]
+    return {
+        "objects": [
+            {"name": item.name, "camera": item.camera, "status": item.status, "distance": round(item.distance, 2)}
+            for item in items
+        ],
+        "words": {},
+        "unclear": [],
+    }
+
+
+def box_scenes(
+    nusc: NuScenes, args: NuScenesArguments, boxes: Mapping[str, list[Annotated]], rig: Rig
+) -> dict[str, Any]:
+    """Every key frame of a nuScenes-format folder in DriveLM's structure, with perception questions from its boxes."""
     scenes: dict[str, Any] = {
         scene["token"]: {"scene_description": scene["description"], "key_frames": {}} for scene in nusc.scene
     }
     for sample in tqdm(nusc.sample, desc="questions from boxes", unit="frame"):
-        limits = {"min_pixels": args.min_pixels, "max_distance": args.max_distance}
-        objects = read_objects(nusc, sample, **limits, skipped=skipped, rig=rig)
+        objects = boxes[sample["token"]]
         # A draw of its own for every frame: adding frames changes no other frame's questions.
         rng = random.Random(f"{args.seed} {sample['token']}")
         written = perception_questions([annotated.item for annotated in objects], rng, rig=rig)

@@ -23,6 +23,7 @@ It writes, all at once or not at all:
     OUTPUT_DIR/nuscenes/             a nuScenes root, version v1.0-toy: samples, tables, map mask, LiDAR sweeps
     OUTPUT_DIR/priors.json           what a model without eyes can reach: best constant and best per-template answers
     OUTPUT_DIR/rig.json              the cameras, for `training.prepare`
+    OUTPUT_DIR/contents.json         what each frame's cameras show, for `training.prepare` (`training.data.contents`)
     OUTPUT_DIR/toyworld.json         the settings that made it
 
 The same settings give the same bytes on one Pillow and numpy version, with any number of worker processes. Every scene
@@ -50,12 +51,14 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from training.data.contents import Contents, write_contents
 from training.data.drivelm import CATEGORIES, key_frame, qa_entry, write_scenes
 from training.data.priors import answer_priors
 from training.data.rig import NUSCENES, Rig, read_rig, write_rig
 from training.stages.files import is_done, whole, write_json
 from training.toyworld.balance import FrameQuestions, balance_world
 from training.toyworld.cameras import cameras
+from training.toyworld.contents import contents_of
 from training.toyworld.nuscenes_tables import image_file, lidar_file, scan, write_map, write_tables
 from training.toyworld.pictures import document_frames, picture_frame
 from training.toyworld.questions import key_object_infos, write_questions
@@ -95,6 +98,7 @@ class _Made(NamedTuple):
     visibility: tuple[float, ...]
     lidar_points: list[int]
     pictures: dict[str, Any]
+    contents: Contents
 
 
 def main(args: ToyWorldArguments) -> Path:
@@ -142,6 +146,7 @@ def _make(args: ToyWorldArguments, rig: Rig, settings: dict[str, Any], output: P
     priors = _measure_priors(made)
     write_json(output / "priors.json", priors)
     write_rig(output, rig)
+    write_contents(output, {item.frame.token: item.contents for item in made})
     write_json(output / "toyworld.json", settings)
     _print_priors(priors)
 
@@ -171,7 +176,8 @@ def _make_frame(args: ToyWorldArguments, rig: Rig, root: Path, place: tuple[int,
         for camera in views
     }
     key_objects, points = key_object_infos(truth), lidar_points.tolist()
-    return _Made(frame, questions, key_objects, len(truth.seen), truth.visibility, points, pictures)
+    contents = contents_of(frame, [(seen.item, seen.camera) for seen in truth.seen], truth.unclear)
+    return _Made(frame, questions, key_objects, len(truth.seen), truth.visibility, points, pictures, contents)
 
 
 def _describe_scene(frame: ToyFrame) -> str:

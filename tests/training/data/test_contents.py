@@ -1,4 +1,6 @@
-from training.data.contents import shown_by
+import pytest
+
+from training.data.contents import contents_of_key_objects, read_contents, shown_by, write_contents
 
 
 def thing(name, camera, distance):
@@ -15,3 +17,32 @@ def test_a_camera_shows_its_own_from_near_to_far():
     contents = {"objects": things, "words": {}, "unclear": []}
     assert [item["name"] for item in shown_by(contents, "FRONT")] == ["van", "car", "cone"]
     assert shown_by(contents, "LEFT") == []
+
+
+@pytest.mark.parametrize(
+    ("category", "status", "description", "told"),
+    [
+        ("Vehicle", "Moving", "Black sedan.", ("car", "moving")),
+        ("Vehicle", "Stationary", "White truck.", ("truck", "parked")),
+        ("Vehicle", "Moving", "Champagne-colored sedan car", ("car", "moving")),
+        ("Vehicle", "Moving", "Cyclist in red.", ("bicycle", "with rider")),
+        ("Pedestrian", "Stationary", "Woman wearing a red top.", ("pedestrian", "standing")),
+        ("Traffic element", None, "Green light.", ("traffic light", "green")),
+        ("Obstacle", None, "Orange cones.", ("traffic cone", None)),
+        ("Traffic element", None, "No entry.", None),
+        ("Vehicle", "Moving", "", None),
+    ],
+)
+def test_what_drivelms_key_objects_tell(category, status, description, told):
+    info = {"Category": category, "Visual_description": description} | ({"Status": status} if status else {})
+    objects = contents_of_key_objects([("CAM_BACK", info)])["objects"]
+    assert objects == ([] if told is None else [{**thing(told[0], "CAM_BACK", None), "status": told[1]}])
+
+
+def test_the_file_and_what_is_none(tmp_path):
+    contents = {"a": {"objects": [thing("car", "FRONT", 1.5)], "words": {"FRONT": ["rain"]}, "unclear": []}}
+    write_contents(tmp_path, contents)
+    assert read_contents(tmp_path / "contents.json") == contents
+    (tmp_path / "contents.json").write_text('{"a": {"objects": []}}')
+    with pytest.raises(ValueError, match=r"contents.json does not hold \{frame token"):
+        read_contents(tmp_path / "contents.json")

@@ -24,6 +24,7 @@ from nuscenes.utils.data_classes import LidarPointCloud  # noqa: E402
 from nuscenes.utils.geometry_utils import points_in_box, view_points  # noqa: E402
 from pyquaternion import Quaternion  # noqa: E402
 
+from training.data.contents import read_contents, shown_by  # noqa: E402
 from training.data.rig import NUSCENES, read_rig  # noqa: E402
 from training.nuscenes.convert import NuScenesArguments, main, open_nuscenes  # noqa: E402
 from training.nuscenes.geometry import (  # noqa: E402
@@ -481,6 +482,9 @@ def test_questions_and_views_from_a_fleet(tmp_path: Path) -> None:
     with Image.open(tmp_path / "proof.png") as picture:
         picture.load()
     assert not list(out.rglob("*.tmp*"))
+    behind = shown_by(read_contents(out / "contents.json")["sample"], "CAM_BACK")
+    assert {(thing["name"], thing["status"]) for thing in behind} == {("car", "moving"), ("car", "parked")}
+    assert all(0 < thing["distance"] < 60 for thing in behind)
 
 
 def test_calibration_is_written(tmp_path: Path) -> None:
@@ -522,6 +526,7 @@ def test_drivelm_frames_are_joined_by_sample_token(tmp_path: Path) -> None:
     assert paths == {"CAM_FRONT": "../nuscenes/x.jpg", "LIDAR_BEV": "../views/LIDAR_BEV/sample.png"}
     del paths["LIDAR_BEV"]
     assert joined == drivelm  # nothing else has changed
+    assert set(read_contents(out / "contents.json")) == {"sample"}
 
     drivelm.pop("scene")
     source.write_text(json.dumps(drivelm))

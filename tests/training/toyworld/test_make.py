@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from smoldriver_hf.configuration_smoldriver import CAMERAS
+from training.data.contents import read_contents
 from training.data.drivelm import CATEGORIES
 from training.data.rig import read_rig
 from training.toyworld.balance import template
@@ -235,3 +236,21 @@ def test_a_rig_that_does_not_tell_all_cannot_be_drawn(tmp_path):
     with pytest.raises(ValueError, match="rig five is neither a file nor one of four, nuscenes, seven"):
         make(tmp_path / "world", rig="five")
     assert not (tmp_path / "world").exists()
+
+
+def test_contents_are_what_the_questions_are_about(world):
+    """A class that a question says to stand somewhere is there, and what contents tell is never denied."""
+    contents = read_contents(world / "contents.json")
+    rig, checked = read_rig("nuscenes"), Counter()
+    for scene in json.loads((world / "drivelm.json").read_text()).values():
+        for token, frame in scene["key_frames"].items():
+            for item in frame["QA"]["perception"]:
+                asked = re.fullmatch(r"Are there (\w+)s to the ([a-z ]+) of the ego car\?", item["Q"])
+                if asked is None:
+                    continue
+                shown = {
+                    thing["name"] for thing in contents[token]["objects"] if rig.sector(thing["camera"]) == asked[2]
+                }
+                assert (asked[1] in shown) == (item["A"] == "Yes.")
+                checked[item["A"]] += 1
+    assert min(checked["Yes."], checked["No."]) > 5
