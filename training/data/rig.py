@@ -46,8 +46,8 @@ SECTOR_WORDS = ("front left", "front right", "back left", "back right", "front",
 """All words a sector can have, those of two words first, as a regular expression needs them."""
 
 _FIELDS = ("azimuth", "place", "size", "field_of_view")
-PLACE = re.compile(rf"\b(?:to|in|at) the ({'|'.join(SECTOR_WORDS)})(?: view\b| of (?:the )?ego\b)")
-_IN_FRONT, _BEHIND = re.compile(r"\bin front of (?:the )?ego\b"), re.compile(r"\bbehind (?:the )?ego\b")
+PLACE = re.compile(rf"\b(?:[Tt]o|[Ii]n|[Aa]t) the ({'|'.join(SECTOR_WORDS)})(?: view\b| of (?:the )?ego\b)")
+_IN_FRONT, _BEHIND = re.compile(r"\b[Ii]n front of (?:the )?ego\b"), re.compile(r"\b[Bb]ehind (?:the )?ego\b")
 _TAGGED = re.compile(r"<c\d+,(\w+),")
 
 

@@ -37,17 +37,17 @@ class JsonlCallback(TrainerCallback):
 
 
 def started_note(
-    module: str, args: Any, config: TrainingArguments, rows: Rows, made_from: Sequence[str], **more: Any
+    module: str, args: Any, config: TrainingArguments, rows: Rows | None, made_from: Sequence[str], **more: Any
 ) -> dict[str, Any]:
     """A run's note as far as it is known before the first step; stages change some settings of `config` after it.
 
     Args:
         args: the stage's own arguments.
-        rows: what it trains on, of `args.data`.
+        rows: what it trains on, of `args.data`; None of a stage that reads no data.
         more: other arguments of `make_note`, or figures.
     """
-    common = {"trained_on": args.data, "seed": config.seed, "split_hash": rows.split_hash}
-    return make_note(module, args, config, made_from=made_from, **common, **more)
+    data = {} if rows is None else {"trained_on": args.data, "split_hash": rows.split_hash}
+    return make_note(module, args, config, made_from=made_from, seed=config.seed, **data, **more)
 
 
 def read_metrics(jsonl: Path) -> list[dict[str, Any]]:

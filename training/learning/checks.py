@@ -81,6 +81,11 @@ def check_arguments(
     if len(set(cameras)) != len(cameras):
         raise ValueError(f"cameras must not repeat a name; got {cameras}")
     check_lora_targets(args, model, modules)
+    check_trl(config)
+
+
+def check_trl(config: SFTConfig) -> None:
+    """Whether the trainer is left to learn what the collator says."""
     for field in ("packing", "padding_free", "assistant_only_loss", "completion_only_loss"):
         if getattr(config, field):
             raise ValueError(f"{field} is trl's; here the collator learns answers only, and pairs_per_sequence packs")
@@ -109,13 +114,13 @@ def check_examples(examples: Dataset, collator: SceneCollator, model: nn.Module)
         )
 
 
-def is_finished(result: Path, args: Any, config: TrainingArguments, rows: Rows, **inputs: Any) -> bool:
+def is_finished(result: Path, args: Any, config: TrainingArguments, rows: Rows | None, **inputs: Any) -> bool:
     """Whether a run has ended, with these inputs and settings; says so.
 
     Args:
         result: the folder that is there when it has ended.
         args: the stage's own arguments. `merge` may change: it is about what is done with the result.
-        rows: what it trains on.
+        rows: what it trains on; None where that follows from the settings.
         inputs: what else it reads, in JSON.
 
     Raises:
@@ -134,13 +139,15 @@ def is_finished(result: Path, args: Any, config: TrainingArguments, rows: Rows, 
     return False
 
 
-def record_arguments(args: Any, config: TrainingArguments, rows: Rows, **inputs: Any) -> None:
+def record_arguments(args: Any, config: TrainingArguments, rows: Rows | None, **inputs: Any) -> None:
     """Keep in the run's folder what it was called with, for `is_finished`: once nothing is wrong any more."""
     if config.process_index == 0:
         write_json(Path(config.output_dir) / ARGUMENTS, settings_of(args, config, rows, inputs))
 
 
-def settings_of(args: Any, config: TrainingArguments, rows: Rows, inputs: dict[str, Any]) -> dict[str, Any]:
+def settings_of(
+    args: Any, config: TrainingArguments, rows: Rows | None, inputs: dict[str, Any]
+) -> dict[str, Any]:
     """What tells a run from others: its arguments, the settings that change its result, and what it learns from."""
     now = {name: value for name, value in dataclasses.asdict(args).items() if name not in (*WHERE, "merge")}
     now |= {name: origin(now[name]) for name in SOURCES if name in now}
@@ -151,7 +158,9 @@ def settings_of(args: Any, config: TrainingArguments, rows: Rows, inputs: dict[s
     now["questions_per_step"] = (
         config.per_device_train_batch_size * config.gradient_accumulation_steps * config.world_size
     )
-    return now | {"split_hash": rows.split_hash, "questions": len(rows), **inputs}
+    if rows is not None:
+        now |= {"split_hash": rows.split_hash, "questions": len(rows)}
+    return now | inputs
 
 
 def origin(source: str) -> list[str] | str:

@@ -33,6 +33,7 @@ from training.data.rig import Rig
 from training.learning.looking import ASKED_CAMERAS, TOKEN_CAMERAS
 
 IGNORED = -100  # the label of what is not learnt
+MOST_KNOWN = 50_000  # questions with answers whose token ids a collator keeps
 
 Example = Mapping[str, Any]
 """`{"images": {camera: path or picture}, "pairs": [(question, answer), …]}`"""
@@ -102,6 +103,8 @@ class SceneCollator:
         self.features = features
         self.seed = seed
         self.epoch = 0
+        self._known: dict[tuple[str, str, tuple[str, ...]], tuple[list[int], list[int]]] = {}
+        self._prefixes: dict[tuple[tuple[str, ...], int], list[int]] = {}
 
     def set_epoch(self, epoch: int) -> None:
         """Vary the draws of budgets from epoch to epoch; `DrawBudgetsByEpoch` calls it."""
@@ -145,36 +148,51 @@ class SceneCollator:
 
     def encode(self, example: Example, num_queries: int) -> EncodedFrame:
         """Token ids of an example's prompts and answers at a budget."""
-        processor, cameras = self.processor, list(self.shown(example))
-        prompt_ids, answers = [], []
-        for question, answer in example["pairs"]:
-            if not answer.strip():
-                raise ValueError(f"the question {question!r} has an empty answer; there is nothing to learn from it")
-            prompt = processor.prompt(question, cameras)
-            reply = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
-            whole = processor.apply_chat_template([user_message(question, cameras), reply])
-            if not whole.startswith(prompt):
-                raise ValueError(f"the chat template writes a prompt differently once it is answered: {prompt!r}")
-            prompt_ids.append(processor.ids_of(prompt, num_queries))
-            answers.append(whole[len(prompt) :].rstrip())  # ends with the token that ends the turn
-        if not prompt_ids:
+        cameras = tuple(self.shown(example))
+        if not example["pairs"]:
             raise ValueError("an example needs at least one (question, answer) pair; got none")
-        answer_ids = processor.tokenizer(answers, add_special_tokens=False)["input_ids"]
-
-        # No tokenizer merges anything with a placeholder, so ids up to the last one do not depend on the question.
-        first = prompt_ids[0]
-        cut = len(first) - first[::-1].index(processor.image_token_id) if cameras else 0
-        if any(ids[:cut] != first[:cut] for ids in prompt_ids):
-            raise ValueError("the chat template writes text that depends on the question before the images")
-        rests = [ids[cut:] for ids in prompt_ids]
-        tokens = processor.num_image_tokens(num_queries)
+        written = [self._written(question, answer, cameras, num_queries) for question, answer in example["pairs"]]
+        prefix = self._prefixes[cameras, num_queries]
+        tokens = self.processor.num_image_tokens(num_queries)
         owners = iter([self.bit(camera) for camera in cameras for _ in range(tokens)])
         return EncodedFrame(
-            first[:cut],
-            list(zip(rests, answer_ids, strict=True)),
-            [next(owners) if token == processor.image_token_id else 0 for token in first[:cut]],
+            list(prefix),
+            written,
+            [next(owners) if token == self.processor.image_token_id else 0 for token in prefix],
             [self.named_in(question) for question, _ in example["pairs"]],
         )
+
+    def _written(
+        self, question: str, answer: str, cameras: tuple[str, ...], num_queries: int
+    ) -> tuple[list[int], list[int]]:
+        """Token ids of a prompt behind its last visual token, and of its answer; those before are in `_prefixes`.
+
+        What was once written is kept: rendering a chat template is slow, and frames share most of their questions.
+        """
+        key = (question, answer, cameras)
+        if key in self._known and (cameras, num_queries) in self._prefixes:
+            return self._known[key]
+        if not answer.strip():
+            raise ValueError(f"the question {question!r} has an empty answer; there is nothing to learn from it")
+        processor = self.processor
+        prompt = processor.prompt(question, cameras)
+        reply = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
+        whole = processor.apply_chat_template([user_message(question, cameras), reply])
+        if not whole.startswith(prompt):
+            raise ValueError(f"the chat template writes a prompt differently once it is answered: {prompt!r}")
+        ids = processor.ids_of(prompt, num_queries)
+        # Ends with the token that ends the turn.
+        answer_ids = processor.tokenizer(whole[len(prompt) :].rstrip(), add_special_tokens=False)["input_ids"]
+
+        # No tokenizer merges anything with a placeholder, so ids up to the last one do not depend on the question, and
+        # those behind it not on the budget.
+        cut = len(ids) - ids[::-1].index(processor.image_token_id) if cameras else 0
+        if self._prefixes.setdefault((cameras, num_queries), ids[:cut]) != ids[:cut]:
+            raise ValueError("the chat template writes text that depends on the question before the images")
+        if len(self._known) >= MOST_KNOWN:
+            self._known.clear()
+        self._known[key] = (ids[cut:], answer_ids)
+        return self._known[key]
 
     def bit(self, camera: str) -> int:
         """A camera in a sum of cameras, which fits an integer for up to 62 of them."""

@@ -113,6 +113,17 @@ def add(bag: Bag, words: Bag, weight: float = 1.0) -> None:
         bag[word] = bag.get(word, 0.0) + weight * value
 
 
+def words_of_tokens(contents: Iterable[Contents]) -> list[str]:
+    """The words that tokens are made of: those of all classes, states and numbers, and of these frames."""
+    words = dict.fromkeys([NOTHING, CLOSEST, *COUNTS])
+    for name, statuses in STATUSES.items():
+        words |= dict.fromkeys([*name.split(), *(word for status in statuses for word in status_words(status))])
+    for frame in contents:
+        words |= dict.fromkeys(word for more in frame["words"].values() for word in more)
+        words |= dict.fromkeys(word for thing in frame["objects"] for word in thing["name"].split())
+    return list(words)
+
+
 class WordTable:
     """The words that tokens are made of, and what a language model's embeddings make of them.
 
@@ -122,13 +133,7 @@ class WordTable:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, contents: Iterable[Contents]):
-        words = dict.fromkeys([NOTHING, CLOSEST, *COUNTS])
-        for name, statuses in STATUSES.items():
-            words |= dict.fromkeys([*name.split(), *(word for status in statuses for word in status_words(status))])
-        for frame in contents:
-            words |= dict.fromkeys(word for more in frame["words"].values() for word in more)
-            words |= dict.fromkeys(word for thing in frame["objects"] for word in thing["name"].split())
-        self.words = list(words)
+        self.words = words_of_tokens(contents)
         self.index = {word: place for place, word in enumerate(self.words)}
         self.pieces = [tokenizer(f" {word}", add_special_tokens=False)["input_ids"] for word in self.words]
 

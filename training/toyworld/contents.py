@@ -7,7 +7,8 @@ behind, the weather and the lane.
 from collections.abc import Iterable
 
 from training.data.contents import Contents, Thing
-from training.toyworld.scene import ToyFrame, ToyObject, in_ego_path
+from training.data.rig import Rig
+from training.toyworld.scene import DIRECTIONS, SPEEDS, WEATHERS, ToyFrame, ToyObject, in_ego_path
 
 LANE_WORDS = ("left", "middle", "right")
 SPEED_WORDS = {"not moving": "standing"}  # one word each: "not" beside "moving" would say that it moves
@@ -41,3 +42,12 @@ def contents_of(
             words[camera] = told
     doubtful = [(name, camera) for name, sector in unclear for camera in rig.sectors.get(sector, ())]
     return {"objects": things, "words": words, "unclear": sorted(doubtful)}
+
+
+def all_words(rig: Rig) -> Contents:
+    """A frame that says all that is no object: for the words that there are."""
+    ahead = [*DIRECTIONS, *(SPEED_WORDS.get(speed, speed) for speed in SPEEDS), "path", "near"]
+    behind = [*WEATHERS, *LANE_WORDS, "lane"]
+    told = {"front": ahead, "back": behind}
+    words = {camera: told[sector] for sector in told for camera in rig.sectors.get(sector, ())}
+    return {"objects": [], "words": words, "unclear": []}

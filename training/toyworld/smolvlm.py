@@ -14,6 +14,7 @@ The tokenizer is a byte-level BPE made from the texts of the given files, with S
 name is one piece for it, so a prompt of six cameras is not mostly names.
 """
 
+import random
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -38,9 +39,13 @@ from training.assemble import IMAGE_TOKEN, load_tower, vision_settings
 from training.checkpoints.folders import is_saved, save_whole
 from training.checkpoints.offline_parts import OFFLINE_VISION, fetch_dinov2_small
 from training.data.drivelm import read_frames
+from training.data.rewording import reword
+from training.data.rig import NUSCENES
+from training.learning.slots import words_of_tokens
 from training.stages.command_line import run
 from training.stages.files import make_note
 from training.stages.recipes import Stage
+from training.toyworld.contents import all_words
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -65,16 +70,18 @@ class ToyBaseArguments:
     scale_factor: int = field(default=2, metadata={"help": "Side of the squares of patches that become one token."})
     hidden_size: int = field(default=256, metadata={"help": "Width of the language model."})
     num_hidden_layers: int = field(default=6, metadata={"help": "Layers of the language model."})
-    vocab_size: int = field(default=768, metadata={"help": "Tokens, the special ones included."})
+    vocab_size: int = field(default=1024, metadata={"help": "Tokens, the special ones included."})
     seed: int = field(default=0, metadata={"help": "Of the initial weights."})
 
 
 def texts_and_cameras(files: Iterable[str]) -> tuple[list[str], list[str]]:
-    """All questions and answers of DriveLM files, and the cameras of their frames in the files' order."""
+    """Questions, also in other words, and answers of DriveLM files; the cameras of their frames in the files' order."""
     texts: list[str] = []
     cameras: dict[str, None] = {}
+    rng = random.Random(0)
     for frame in (frame for file in files for frame in read_frames(file)):
-        texts += [f"{item.question} {item.answer}" for item in frame.questions]
+        for item in frame.questions:
+            texts += [f"{item.question} {item.answer}", reword(item.question, rng)]
         cameras |= dict.fromkeys(frame.image_paths)
     return texts, list(cameras)
 
@@ -97,7 +104,8 @@ def make_tokenizer(texts: Iterable[str], cameras: Sequence[str], vocab_size: int
         show_progress=False,
     )
     prompts = [f"User: {camera}: \n{camera}: \nAssistant:" for camera in cameras] * 100  # every prompt has them
-    tokenizer.train_from_iterator([*prompts, *texts], trainer)
+    said = [f" {word}" for word in words_of_tokens([all_words(NUSCENES)])] * 1000  # visual tokens are made of them
+    tokenizer.train_from_iterator([*prompts, *said, *texts], trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<|im_start|>",
