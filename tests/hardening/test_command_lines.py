@@ -28,6 +28,7 @@ MISTAKES = {
     "nuscenes": "--dataroot MISSING --version v1.0-mini --output_dir OUT",
     "overfit": "--drivelm_json MISSING --image_root MISSING --output_dir OUT",
     "prepare": "--drivelm_json MISSING --image_root MISSING --output_dir OUT",
+    "read": "--checkpoint MISSING --output_dir OUT --max_steps 1 --use_cpu true --bf16 false",
     "report": "--runs MISSING --output OUT/report.html",
     "run": "--recipe MISSING",
     "toyworld": "--scenes 1 --output_dir OUT --weathers MISSING",
