@@ -74,7 +74,8 @@ class ReadArguments:
     reword: float = field(default=0.4, metadata={"help": "Share of questions asked in other words."})
     noise: float = field(default=0.3, metadata={"help": "Noise of the tokens, relative to their length."})
     camera_attention_loss: float = field(
-        default=0.5, metadata={"help": "Weight of the loss that teaches heads to look at the cameras a question names."}
+        default=0.5,
+        metadata={"help": "Weight of the loss that teaches heads to look at the cameras a question names."},
     )
     camera_attention_layer: int | None = field(default=None, metadata={"help": "Its layer; default: the middle one."})
     camera_attention_heads: list[int] | None = field(

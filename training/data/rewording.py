@@ -89,7 +89,10 @@ WORDINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     (
         rf"What is the observed status of object {_TAG}\?",
-        (r"In [which|what] [state|status] is[| object] \1?", r"[What|Which] [state|status] of[| object] \1 do you see?"),
+        (
+            r"In [which|what] [state|status] is[| object] \1?",
+            r"[What|Which] [state|status] of[| object] \1 do you see?",
+        ),
     ),
     (
         rf"What is the moving status of object {_TAG}\?",
@@ -97,9 +100,15 @@ WORDINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     (
         rf"What is the future state of {_TAG}\?",
-        (r"[What|Tell me what] will[| object] \1 do next?", r"In [which|what] state will[| object] \1 be [soon|next]?"),
+        (
+            r"[What|Tell me what] will[| object] \1 do next?",
+            r"In [which|what] state will[| object] \1 be [soon|next]?",
+        ),
     ),
-    (rf"What does {_TAG} mean\?", (r"What is the meaning of[| object] \1?", r"[Tell me|Say] what[| object] \1 means.")),
+    (
+        rf"What does {_TAG} mean\?",
+        (r"What is the meaning of[| object] \1?", r"[Tell me|Say] what[| object] \1 means."),
+    ),
     (
         rf"Is {_TAG} an object that the ego vehicle should consider in the current scene\?",
         (
@@ -257,7 +266,9 @@ def reword(question: str, rng: random.Random) -> str:
     for pattern, templates in _COMPILED:
         found = pattern.fullmatch(stem)
         if found:
-            return _written(rng.choice(templates), found, rng) + (_drawn(_OTHER_OPTIONS, rng) if options else "") + listed
+            return (
+                _written(rng.choice(templates), found, rng) + (_drawn(_OTHER_OPTIONS, rng) if options else "") + listed
+            )
     return question
 
 

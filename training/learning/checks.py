@@ -145,9 +145,7 @@ def record_arguments(args: Any, config: TrainingArguments, rows: Rows | None, **
         write_json(Path(config.output_dir) / ARGUMENTS, settings_of(args, config, rows, inputs))
 
 
-def settings_of(
-    args: Any, config: TrainingArguments, rows: Rows | None, inputs: dict[str, Any]
-) -> dict[str, Any]:
+def settings_of(args: Any, config: TrainingArguments, rows: Rows | None, inputs: dict[str, Any]) -> dict[str, Any]:
     """What tells a run from others: its arguments, the settings that change its result, and what it learns from."""
     now = {name: value for name, value in dataclasses.asdict(args).items() if name not in (*WHERE, "merge")}
     now |= {name: origin(now[name]) for name in SOURCES if name in now}

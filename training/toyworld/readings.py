@@ -82,15 +82,15 @@ def make_reading(seed: int, index: int, rig: Rig = NUSCENES) -> Reading:
         chosen += rng.sample(same, min(EXISTENCE_EACH, len(same)))
     chosen += easy_existence(truth, rig, rng)
     ahead = rig.sectors.get("front", ())
-    asked = [
-        Asked(item.question, item.answer, kind_of(item), ahead if _about_ego(item) else ()) for item in chosen
-    ]
+    asked = [Asked(item.question, item.answer, kind_of(item), ahead if _about_ego(item) else ()) for item in chosen]
     return Reading(contents_of(frame, [(seen.item, seen.camera) for seen in truth.seen]), asked)
 
 
 def kind_of(item: Item) -> str:
     """What a question of the world asks: a kind of perception, or its category."""
-    return next((kind for beginning, kind in _BEGINNINGS.items() if item.question.startswith(beginning)), item.category)
+    return next(
+        (kind for beginning, kind in _BEGINNINGS.items() if item.question.startswith(beginning)), item.category
+    )
 
 
 def _about_ego(item: Item) -> bool:

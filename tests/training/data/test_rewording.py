@@ -47,7 +47,9 @@ def test_a_wording_names_the_same_cameras_classes_and_tags(name):
             assert rig.named_in(other) == rig.named_in(question), (question, other)
             assert sorted(re.findall(r"<c[^>]*>", other)) == sorted(re.findall(r"<c[^>]*>", question)), other
             assert not re.search(r"[\[\]{}|\\]", other) and other[-1] in "?.!" + question[-1], other
-            if kept := re.match("(?:Are there|How many) (.+?)(?: are there)? to the|.* what are (safe|dangerous)", question):
+            if kept := re.match(
+                "(?:Are there|How many) (.+?)(?: are there)? to the|.* what are (safe|dangerous)", question
+            ):
                 assert (kept[1] or kept[2]) in other, (question, other)
 
 

@@ -16,7 +16,10 @@ from training.learning.smolvlm import PackedBaselineCollator, SceneView, load_pr
 from training.toyworld.contents import all_words
 from training.toyworld.readings import make_reading
 
-KINDS = {"smoldriver": (ReadingCollator, PackedSceneCollator), "smolvlm": (BaselineReadingCollator, PackedBaselineCollator)}
+KINDS = {
+    "smoldriver": (ReadingCollator, PackedSceneCollator),
+    "smolvlm": (BaselineReadingCollator, PackedBaselineCollator),
+}
 
 
 @pytest.fixture(scope="module")
