@@ -248,8 +248,12 @@ def watched(args: FinetuneArguments, model: PreTrainedModel) -> CameraAttention 
     return CameraAttention(model, args.camera_attention_layer, args.camera_attention_heads)
 
 
-def finish(trainer: SceneTrainer, processor: Any, args: FinetuneArguments, note: dict[str, Any]) -> None:
-    """Save adapter, merged checkpoint, loss curve and the note, with what the run reached."""
+def finish(trainer: SceneTrainer, processor: Any, args: Any, note: dict[str, Any]) -> None:
+    """Save adapter, merged checkpoint, loss curve and the note, with what the run reached.
+
+    Args:
+        args: of the stage; `checkpoint` and `merge` count.
+    """
     config = trainer.args
     output_dir = Path(config.output_dir)
     weights = trainer.whole_state_dict()  # on every process: sharded weights are gathered

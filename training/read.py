@@ -169,7 +169,9 @@ def main(args: ReadArguments, config: SFTConfig) -> Path:
     return output_dir / "final"
 
 
-def make_collator(args: ReadArguments, model_type: str, rig: Rig) -> tuple[Any, SceneCollator]:
+def make_collator(
+    args: ReadArguments, model_type: str, rig: Rig
+) -> tuple[Any, ReadingCollator | BaselineReadingCollator]:
     """The checkpoint's processor, and the collator of its prompts.
 
     Raises:

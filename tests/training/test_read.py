@@ -137,9 +137,9 @@ def test_scenes_differ_in_budgets_and_words_and_are_drawn_from_their_number():
     plain = ReadArguments("nowhere", reword=0.0, cameras_share=0.0)
     usual = [training_example(plain, NUSCENES, 0, number) for number in range(60)]
     assert all(len(set(scene["budgets"].values())) == 1 for scene in usual)
-    pairs = [pair for one, other in zip(scenes, usual, strict=True) for pair in zip(one["pairs"], other["pairs"])]
-    assert all(one[1] == other[1] for one, other in pairs)
-    assert 0.25 < sum(one[0] != other[0] for one, other in pairs) / len(pairs) < 0.55
+    drawn, plain = ([pair for scene in each for pair in scene["pairs"]] for each in (scenes, usual))
+    assert [answer for _, answer in drawn] == [answer for _, answer in plain]
+    assert 0.25 < sum(one[0] != other[0] for one, other in zip(drawn, plain, strict=True)) / len(plain) < 0.55
 
 
 @pytest.mark.parametrize(

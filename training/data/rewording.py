@@ -1,4 +1,4 @@
-"""The project's questions in many other wordings, to train on, so that a model reads what is asked and not one sentence.
+"""The project's questions in many other wordings, to train on: so a model reads what is asked, not one sentence.
 
 A wording is put together from parts drawn one by one, so there are more of them than a model can learn by heart. The
 answer stays the same, in meaning and in words, and so do the cameras that `Rig.named_in` finds: sectors, classes,
@@ -134,7 +134,7 @@ WORDINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
         rf"Is {_TAG} a traffic sign or a road barrier\?",
         (
             r"Is[| object] \1 [|either ]a road barrier or a traffic sign?",
-            r"[Tell me|Say] [if|whether][| object] \1 is a [traffic sign or a road barrier|road barrier or a traffic sign].",
+            r"[Tell me|Say] [if|whether][| object] \1 is a [|road ]barrier or a [|traffic ]sign.",
         ),
     ),
     (
@@ -153,7 +153,8 @@ WORDINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
         (r"[Does|Will|Must] \1 take \2 into account?", r"[Does|Will|Must] \1 [mind|consider] \2?"),
     ),
     (
-        rf"Based on the observations of {_TAG}, what are possible actions to be taken by {_TAG}\? What is the reason\?",
+        rf"Based on the observations of {_TAG}, what are possible actions to be taken by {_TAG}\? What is the "
+        r"reason\?",
         (
             r"[Given|Seeing] \1, what [can|could|may] \2 do? [Why?|For which reason?]",
             r"[What|Which] action is possible for \2 [given|because of] \1? [Why?|For which reason?]",
@@ -175,7 +176,8 @@ WORDINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
         ),
     ),
     (
-        rf"What actions could the ego vehicle take based on {_TAG}\? Why take this action and what's the probability\?",
+        rf"What actions could the ego vehicle take based on {_TAG}\? Why take this action and what's the "
+        r"probability\?",
         (
             rf"[Given|Because of] \1, what [can|could|may] {_EGO} do? [Why|For which reason], and with [what|which] "
             "probability?",
@@ -240,8 +242,8 @@ WORDINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (
         r"What object should the ego vehicle notice first when .*",
         (
-            rf"[What|Which objects] should {_EGO} notice first, second and third? [Tell me|Say] in which state each is "
-            rf"and what {_EGO} should do.",
+            rf"[What|Which objects] should {_EGO} notice first, second and third? [Tell me|Say] in which state each "
+            rf"is and what {_EGO} should do.",
         ),
     ),
     (

@@ -1,8 +1,8 @@
 """Reading: batches and trainer of a language model whose visual tokens are made of its own words.
 
 A batch is that of `training.finetune`, prompt for prompt, but where a picture's tokens would stand there are bags of
-words (`slots`), and the trainer puts tokens made of the model's current embeddings in their place. Any number of tokens
-fits a camera, whatever the checkpoint's eyes give.
+words (`slots`), and the trainer puts tokens made of the model's current embeddings in their place. Any number of
+tokens fits a camera, whatever the checkpoint's eyes give.
 """
 
 import math
@@ -14,7 +14,7 @@ import torch
 
 from training.data.rig import Rig
 from training.learning.collate import IGNORED, EncodedFrame, Example, PackedSceneCollator
-from training.learning.looking import ASKED_CAMERAS, TOKEN_CAMERAS
+from training.learning.looking import ASKED_CAMERAS, TOKEN_CAMERAS, CameraAttention
 from training.learning.slots import WordTable, bags_of, length_of, tokens_of
 from training.learning.smolvlm import PackedBaselineCollator
 from training.learning.trainer import SceneTrainer
@@ -26,8 +26,8 @@ WORD_WEIGHTS = "word_weights"
 class _WordsForPictures:
     """What a batch to read has in place of pictures.
 
-    An example has, beside `pairs`: `images` (camera → None), `contents`, `budgets` (camera → tokens) and `look_at`, per
-    question the cameras to look at where it names none.
+    An example has, beside `pairs`: `images` (camera → None), `contents`, `budgets` (camera → tokens) and `look_at`,
+    per question the cameras to look at where it names none.
 
     Args:
         table: the words.
@@ -36,7 +36,7 @@ class _WordsForPictures:
     """
 
     def __init__(self, table: WordTable, view: Any, rig: Rig, **common: Any):
-        super().__init__(view, rig=rig, **common)
+        super().__init__(view, rig=rig, **common)  # type: ignore[call-arg]  # of the collator beside it
         self.table = table
 
     def encode(self, example: Example, num_queries: int) -> EncodedFrame:
@@ -83,6 +83,8 @@ class ReadingTrainer(SceneTrainer):
         image_token_id: stands where a visual token goes.
         noise: of the tokens in training, relative to their length per component.
     """
+
+    camera_attention: CameraAttention
 
     def __init__(self, *args, table: WordTable, image_token_id: int, noise: float, **kwargs):
         super().__init__(*args, **kwargs)

@@ -75,7 +75,7 @@ class ToyBaseArguments:
 
 
 def texts_and_cameras(files: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Questions, also in other words, and answers of DriveLM files; the cameras of their frames in the files' order."""
+    """Questions, also in other words, and answers of DriveLM files, and the cameras of their frames in that order."""
     texts: list[str] = []
     cameras: dict[str, None] = {}
     rng = random.Random(0)
