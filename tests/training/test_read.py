@@ -164,7 +164,7 @@ def test_what_does_not_fit_is_said_before_anything_is_written(root, tmp_path, ch
 
 
 def test_an_unknown_argument_is_refused(monkeypatch):
-    words = ["read", "--checkpoint", "nowhere", "--output_dir", "out", "--budgett", "3"]
+    words = ["read", "--checkpoint", "nowhere", "--output_dir", "out", "--use_cpu", "--budgett", "3"]
     monkeypatch.setattr(sys, "argv", words)
     with pytest.raises(ValueError, match="budgett"):
         parse((ReadArguments, SFTConfig), TrlParser)
