@@ -22,7 +22,6 @@ class SmolDriverImagesKwargs(ImagesKwargs, total=False):  # type: ignore[call-ar
 
 class SmolDriverProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
     images_kwargs: SmolDriverImagesKwargs
-    _defaults = {"text_kwargs": {"padding": True}}
 
 
 class SmolDriverProcessor(CameraPrompts, ProcessorMixin):
@@ -82,7 +81,17 @@ class SmolDriverProcessor(CameraPrompts, ProcessorMixin):
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
         if chat_template is None:
             chat_template = chat_template_for(tokenizer, self.cameras, image_token)
+        # An answer follows its prompt. Saved is what a tokenizer was constructed with, and source checkpoints say
+        # "right" or nothing.
+        tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
+
+    def _merge_kwargs(self, *args, **kwargs) -> dict[str, dict]:
+        """Tensors are padded unless told otherwise; lists are not, for who pads them has no mask of ours."""
+        merged = super()._merge_kwargs(*args, **kwargs)
+        text_kwargs = merged["text_kwargs"]
+        text_kwargs.setdefault("padding", text_kwargs.get("return_tensors") is not None)
+        return merged
 
     @property
     def model_input_names(self) -> list[str]:

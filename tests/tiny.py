@@ -49,7 +49,6 @@ def tiny_tokenizer(chat_tokens: bool = True) -> PreTrainedTokenizerFast:
         eos_token="<|im_end|>" if chat_tokens else "<|endoftext|>",
         pad_token="<|endoftext|>",
         additional_special_tokens=["<image>"],
-        padding_side="left",
     )
 
 

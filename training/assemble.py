@@ -128,13 +128,22 @@ def vision_settings(name: str, layers: int | None = None) -> tuple[PreTrainedCon
     return config, {key: settings[key] for key in ("image_mean", "image_std", "resample") if key in settings}
 
 
+def with_pad_token(tokenizer, text_config: PreTrainedConfig) -> None:
+    """Make sure that the tokenizer has a pad token, and one that ends no turn: what pads is never learnt."""
+    if tokenizer.pad_token is None:
+        unknown = tokenizer.unk_token
+        pad = unknown if unknown not in (None, tokenizer.eos_token, tokenizer.bos_token) else "<pad>"
+        tokenizer.add_special_tokens({"pad_token": pad})
+        text_config.pad_token_id = tokenizer.pad_token_id
+
+
 def with_image_token(tokenizer, language_model: torch.nn.Module) -> int:
-    """Make sure that the tokenizer has the placeholder and the embeddings a row for it; returns its id."""
+    """Make sure that the tokenizer has the placeholder, and the embeddings a row for all tokens; returns its id."""
     if IMAGE_TOKEN not in tokenizer.get_vocab():
         tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False)
     image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-    if image_token_id >= language_model.get_input_embeddings().num_embeddings:
-        language_model.resize_token_embeddings(image_token_id + 1)
+    if len(tokenizer) > language_model.get_input_embeddings().num_embeddings:
+        language_model.resize_token_embeddings(len(tokenizer))
     return image_token_id
 
 
@@ -250,7 +259,6 @@ def weights_of(args: AssembleArguments, source: Any, vision: str, vision_config:
 
 def processor_for(config: SmolDriverConfig, tokenizer: Any, pixel_settings: dict[str, Any]) -> SmolDriverProcessor:
     """The processor that shows a model of this configuration its images."""
-    tokenizer.padding_side = "left"
     size = config.image_size if isinstance(config.image_size, list) else [config.image_size, config.image_size]
     return SmolDriverProcessor(
         SmolDriverImageProcessor(size={"height": size[0], "width": size[1]}, **pixel_settings),
@@ -267,13 +275,12 @@ def generation_config_for(tokenizer) -> GenerationConfig:
     """Greedy, and ended by whatever ends a turn in the chat template."""
     turn_ends = [token for token in ("<end_of_utterance>", "<|im_end|>") if token in tokenizer.get_vocab()]
     ends = {tokenizer.eos_token_id, *(tokenizer.convert_tokens_to_ids(token) for token in turn_ends)}
-    pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     return GenerationConfig(
         do_sample=False,
         max_new_tokens=64,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=sorted(ends),
-        pad_token_id=pad_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
 
 
@@ -287,6 +294,7 @@ def assemble(args: AssembleArguments) -> tuple[SmolDriverForConditionalGeneratio
     name, auto_class = (args.smolvlm, AutoModelForImageTextToText) if args.smolvlm else (text, AutoModelForCausalLM)
     source = load_strictly(str(name), auto_class, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(str(name))
+    with_pad_token(tokenizer, source.config.get_text_config())
     image_token_id = with_image_token(tokenizer, source)
     if source.get_output_embeddings().bias is not None:
         raise ValueError(f"{name}: a head with a bias is not supported")

@@ -1,5 +1,6 @@
 """The processor: images reach the camera they are named after, and what a user writes stays text."""
 
+import json
 import logging
 
 import pytest
@@ -15,6 +16,7 @@ from tiny import (
     tiny_processor,
     tiny_tokenizer,
 )
+from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from smoldriver_hf import CAMERAS, SmolDriverProcessor
@@ -196,6 +198,49 @@ def test_everything_survives_save_and_load(tmp_path):
     )
     assert loaded.tokenizer.padding_side == "left"
     assert (loaded.cameras, loaded.num_queries, loaded.max_queries) == (["CAM_BACK", "LIDAR_BEV"], 3, 8)
+
+
+@pytest.mark.parametrize("said", [None, "right"], ids=["unsaid", "right"])
+def test_padding_is_on_the_left_whatever_the_tokenizer_says(tmp_path, said):
+    tokenizer = tiny_tokenizer()
+    if said is not None:
+        tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = said
+    made = SmolDriverProcessor(tiny_image_processor(), tokenizer, cameras=CAMERAS, max_queries=8, num_queries=8)
+    made.save_pretrained(tmp_path)
+    settings = tmp_path / "tokenizer_config.json"
+    assert json.loads(settings.read_text())["padding_side"] == "left"
+    assert AutoTokenizer.from_pretrained(tmp_path).padding_side == "left"
+    # As processors of this project were saved before.
+    old = json.loads(settings.read_text())
+    del old["padding_side"]
+    settings.write_text(json.dumps(old | ({} if said is None else {"padding_side": said})))
+    loaded = SmolDriverProcessor.from_pretrained(tmp_path)
+    ids = loaded(images=[scene(0), scene(1)], text=["Why?", "Is it safe to brake?"], return_tensors="pt")["input_ids"]
+    assert ids[0, 0] == loaded.tokenizer.pad_token_id and (ids[:, -1] != loaded.tokenizer.pad_token_id).all()
+
+
+def test_unequal_prompts_in_a_batch_are_answered_as_alone(tmp_path):
+    model = lively(tiny_model())
+    tiny_processor(model.config).save_pretrained(tmp_path)
+    processor = SmolDriverProcessor.from_pretrained(tmp_path)
+    texts = ["Why?", "Are there moving cars to the back of the ego car?"]
+    options = {"max_new_tokens": 6, "min_new_tokens": 6}
+    batch = processor(images=[scene(0), scene(1)], text=texts, return_tensors="pt")
+    together = model.generate(**batch, **options)[:, batch["input_ids"].shape[1] :]
+    for row, images, text in zip(together, (scene(0), scene(1)), texts, strict=True):
+        one = processor(images=images, text=text, return_tensors="pt")
+        assert row.tolist() == model.generate(**one, **options)[0, one["input_ids"].shape[1] :].tolist()
+
+
+def test_lists_are_not_padded_unless_asked():
+    """Who takes lists pads them (TRL's GRPO), and would attend to pads of ours."""
+    processor, samples, texts = tiny_processor(), [scene(0), scene(1)], ["Why?", "Is it safe to brake?"]
+    tensors = processor(images=samples, text=texts, return_tensors="pt")
+    lists = processor(images=samples, text=texts)
+    for ids, row, mask in zip(lists["input_ids"], tensors["input_ids"], tensors["attention_mask"], strict=True):
+        assert ids == row[mask.bool()].tolist()
+    padded = processor(images=samples, text=texts, padding=True)
+    assert padded["input_ids"] == tensors["input_ids"].tolist()
 
 
 def test_processors_share_no_state():

@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 import torch
-from tiny import tiny_text_config, tiny_tokenizer, tiny_towers, tiny_vision_config
+from tiny import scene, tiny_text_config, tiny_tokenizer, tiny_towers, tiny_vision_config
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -23,7 +23,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from smoldriver_hf.loading_smoldriver import load_strictly
+from smoldriver_hf.loading_smoldriver import load, load_strictly
 from training import assemble
 from training.assemble import AssembleArguments, load_tower, main, map_smolvlm
 from training.stages.files import read_notes
@@ -79,6 +79,24 @@ def test_parts_arrive_unchanged(parts, tmp_path):
     assert processor.max_queries == 8
     scale = model.model.multi_modal_projector.connector.scale_norm.weight
     assert torch.allclose(scale, text.get_input_embeddings().weight.std().expand_as(scale), rtol=1e-4)
+
+
+@pytest.mark.parametrize("unknown", [None, "<|endoftext|>"])
+def test_a_pad_token_is_chosen_where_there_is_none(parts, tmp_path, unknown):
+    """As in Llama 3, GPT-2 (none at all) and Mistral (one for unknown words); never the one that ends a turn."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token, tokenizer.unk_token = None, unknown
+    LlamaForCausalLM(tiny_text_config(vocab_size=260, pad_token_id=None)).save_pretrained(tmp_path / "text")
+    tokenizer.save_pretrained(tmp_path / "text")
+    names = {"vision": str(parts / "vision"), "text": str(tmp_path / "text"), "max_queries": 4}
+    main(AssembleArguments(output_dir=str(tmp_path / "out"), **names))
+    model, processor = load(str(tmp_path / "out"))
+    pad = processor.tokenizer.pad_token
+    assert pad == (unknown or "<pad>")
+    assert {model.config.pad_token_id, model.config.text_config.pad_token_id} == {processor.tokenizer.pad_token_id}
+    assert model.generation_config.pad_token_id == processor.tokenizer.pad_token_id
+    batch = processor(images=[scene(0), scene(1)], text=["Why?", "Is it safe?"], return_tensors="pt")
+    assert model(**batch).logits.isfinite().all()
 
 
 def test_the_first_layers_of_a_tower_are_its_own(parts, tmp_path):

@@ -43,7 +43,8 @@ def load_processor(
     config = AutoConfig.from_pretrained(checkpoint)
     vision = config.vision_config
     image_processor = load_image_processor(checkpoint, image_splitting, longest_edge)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    # For generation, and said here to be saved; collators pad on the right themselves.
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint, padding_side="left")
     tokens_per_tile = (vision.image_size // vision.patch_size) ** 2 // config.scale_factor**2
     processor = Idefics3Processor(image_processor, tokenizer, image_seq_len=tokens_per_tile)
     if len(tokenizer) > config.text_config.vocab_size:
@@ -57,7 +58,6 @@ def load_processor(
             f"config.image_token_id is {config.image_token_id}"
         )
     processor.chat_template = chat_template_for(tokenizer, list(cameras), processor.image_token, framed=False)
-    tokenizer.padding_side = "left"  # for generation; collators pad on the right themselves
     return processor
 
 

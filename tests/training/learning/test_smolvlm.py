@@ -4,7 +4,7 @@ import pytest
 import torch
 from prepared import write_smoldriver, write_smolvlm
 from tiny import picture, scene, tiny_image_processor
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 from smoldriver_hf import CAMERAS, SmolDriverProcessor
 from training.learning.collate import PackedSceneCollator, SceneCollator
@@ -61,6 +61,11 @@ def test_splitting_makes_tiles_and_not_splitting_one(checkpoint):
     for splitting, tiles in ((False, 1), (True, 5)):
         batch = BaselineCollator(view(checkpoint, image_splitting=splitting))([{**SMALL, "pairs": PAIRS[:1]}])
         assert batch["pixel_values"].shape[:2] == (1, 2 * tiles)
+
+
+def test_a_saved_baseline_pads_on_the_left(checkpoint, tmp_path):
+    load_processor(str(checkpoint), CAMERAS).tokenizer.save_pretrained(tmp_path)
+    assert AutoTokenizer.from_pretrained(tmp_path).padding_side == "left"
 
 
 def test_size_of_turned_pictures(checkpoint):
