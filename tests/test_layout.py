@@ -58,7 +58,6 @@ TESTED_IN = {
     "smoldriver_hf/__main__.py": "smoldriver_hf/test_command_line.py",
     "smoldriver_hf/adapters.py": "contract/test_adapter.py",
     "smoldriver_hf/precision_smoldriver.py": "smoldriver_hf/test_loading.py",
-    "training/data/images.py": "training/test_prepare.py",
     "training/data/tables.py": "training/test_prepare.py",
     "training/distillation/model.py": "training/test_transfer.py",
     "training/distillation/targets.py": "training/test_transfer.py",

@@ -14,8 +14,10 @@ The same command again does nothing if neither the file, the options nor the ima
     --verify_images                decode every image to find broken files (minutes for the full release)
 
 Where images are looked for: DriveLM writes `../nuscenes/samples/CAM_FRONT/NAME.jpg`. A leading `../` is dropped, and
-the rest is looked up under `--image_root`, once as it is and once without its leading `nuscenes/`. So `--image_root`
-is either the folder that holds `nuscenes/` or the nuScenes root itself. The tables hold paths relative to it.
+the rest is looked up under `--image_root`, once as it is and once without its leading `data/` and `nuscenes/`. So
+`--image_root` is either the folder that holds `nuscenes/` or the nuScenes root itself. Of an absolute path what lies
+under the root counts, or, of another machine's, what lies under a folder of the root's name or begins with `data/`,
+`nuscenes/`, `samples/` or `sweeps/`; Windows' backslashes are read. The tables hold paths relative to the root.
 
 The rig is that of `--rig`, or of the `rig.json` that `training.toyworld` and `training.nuscenes` leave beside their
 DriveLM files, or nuScenes' six. `dataset.json` keeps it under `rig`, for every stage that follows. A camera of the
@@ -61,7 +63,7 @@ from training.data.drivelm import (
     tag_camera,
     uses_coordinates,
 )
-from training.data.images import ImageFinder, locate_image
+from training.data.images import ImageFinder, locate_image, places_of_image
 from training.data.rig import EXTRA_VIEWS, NUSCENES, RIG_FILE, Rig, read_rig
 from training.data.rows import SPLITS
 from training.data.tables import Report, TableWriter
@@ -187,6 +189,9 @@ def _write(
         raise ValueError("\n  ".join(lines))
     if not sum(counts["questions"] for counts in tables.counts.values()):
         hint = "; a file with hidden answers needs --split test" if "empty answer" in dropped else ""
+        if lost := next((path for path, (found, _) in images.asked.items() if found is None), None):
+            tried = ", ".join(places_of_image(image_root, lost)) or "no place, for the path leaves it"
+            hint += f"; {lost} was looked for under {image_root} at {tried}"
         if any("unknown camera" in reason for reason in dropped):
             hint += f"; a file with other cameras than {', '.join(rig.names)} needs --rig FILE"
         raise ValueError(f"{source}: no question is left; dropped: {dropped or 'nothing'}{hint}")

@@ -152,7 +152,7 @@ def read_scenes(path: str | os.PathLike[str]) -> dict[str, Any]:
         ValueError: the file is no complete JSON, or its frames lack what DriveLM's have.
     """
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             scenes = json.load(file)
         for scene in scenes.values():
             for frame in scene["key_frames"].values():
@@ -306,8 +306,10 @@ class _ObjectReader:
         self._utf8 = codecs.getincrementaldecoder("utf-8")()
         self._window = ""
         self._index = 0  # characters of the window that are read
-        self._mark = (0, 0)  # a place at or before the index: characters into the window, bytes into the file
-        self._loaded = 0  # bytes read from the file
+        if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:  # editors on Windows begin a file with one
+            file.seek(0)
+        self._loaded = file.tell()  # bytes read from the file
+        self._mark = (0, self._loaded)  # a place at or before the index: characters in the window, bytes in the file
 
     def items(self) -> Iterator[tuple[str, Any, int]]:
         """Yield (key, value, byte position of the key); raise ValueError with a byte position if that fails."""

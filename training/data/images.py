@@ -1,11 +1,14 @@
 """Finds the images that a DriveLM file names."""
 
 import os
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from PIL import Image
 
 from smoldriver_hf.image_processing_smoldriver import FORMATS, MAX_PIXELS
+
+_FOLDERS_ABOVE = ("data", "nuscenes")  # that may stand before a path in a file and be the image root itself
+_FOLDERS_OF_NUSCENES = ("samples", "sweeps")
 
 
 class ImageFinder:
@@ -29,19 +32,44 @@ class ImageFinder:
 
 
 def locate_image(root: Path, path: str) -> tuple[str | None, int]:
-    """(path under the root, size in bytes) of an image by the rule of `training.prepare`, or (None, -1).
-
-    A path that leaves the root on its way, or that no file can have (too long, a NUL inside), names no image.
-    """
-    parts = PurePosixPath(path).parts
-    while parts and parts[0] == "..":
-        parts = parts[1:]
-    if ".." in parts:
-        return None, -1
-    for candidate in (parts, parts[1:] if parts[:1] == ("nuscenes",) else ()):
-        if candidate and not candidate[0].startswith("/") and os.path.isfile(file := root.joinpath(*candidate)):
-            return "/".join(candidate), file.stat().st_size
+    """(path under the root, size in bytes) of an image by the rule of `training.prepare`, or (None, -1)."""
+    for place in places_of_image(root, path):
+        if os.path.isfile(file := root / place):
+            return place, file.stat().st_size
     return None, -1
+
+
+def places_of_image(root: Path, path: str) -> list[str]:
+    """The paths under the root where an image may lie by the rule of `training.prepare`, the likeliest first.
+
+    There is none for a path that leaves the root on its way. What Windows wrote (`..\\nuscenes\\samples\\NAME.jpg`)
+    counts too, after the path as it stands: elsewhere a backslash may be part of a name.
+    """
+    places: dict[str, None] = {}
+    on_windows = PureWindowsPath(path)
+    for written in (PurePosixPath(path), PurePosixPath(on_windows.as_posix())):
+        starts = [] if written.is_absolute() else [list(written.parts)]
+        if written.is_absolute() or on_windows.drive:
+            starts += _behind_root(root, written)
+        for parts in starts:
+            while parts and parts[0] == "..":
+                parts = parts[1:]
+            while parts and ".." not in parts:
+                places["/".join(parts)] = None
+                parts = parts[1:] if parts[0] in _FOLDERS_ABOVE else []
+    return list(places)
+
+
+def _behind_root(root: Path, path: PurePosixPath) -> list[list[str]]:
+    """The parts of an absolute path behind the root, or, of another machine's, behind what may be the same folder."""
+    for here in (os.path.abspath(root), root.resolve()):
+        if path.is_relative_to(here):
+            parts = list(path.relative_to(here).parts)
+            return [] if ".." in parts else [parts]
+    parts = list(path.parts)
+    starts = [index + 1 for index, part in enumerate(parts) if part == Path(os.path.abspath(root)).name]
+    starts += [index for index, part in enumerate(parts) if part in (*_FOLDERS_ABOVE, *_FOLDERS_OF_NUSCENES)]
+    return [parts[start:] for start in sorted(set(starts))]
 
 
 def _is_readable(file: Path) -> bool:

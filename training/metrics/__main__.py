@@ -9,6 +9,7 @@ judge's part; without one `final` is the part of the official score that needs n
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from training.metrics.drivelm import score_drivelm
 from training.metrics.language import Tokenizer
@@ -26,14 +27,17 @@ class MetricsArguments:
 
 
 def main(args: MetricsArguments) -> None:
-    judge = json.loads(Path(args.judge).read_text(encoding="utf-8")) if args.judge else None
-    scores = score_drivelm(
-        json.loads(Path(args.references).read_text(encoding="utf-8")),
-        json.loads(Path(args.predictions).read_text(encoding="utf-8")),
-        judge=judge,
-        tokenizer=args.tokenizer,
-    )
+    judge = _read(args.judge) if args.judge else None
+    scores = score_drivelm(_read(args.references), _read(args.predictions), judge=judge, tokenizer=args.tokenizer)
     print(json.dumps(scores, indent=2))
+
+
+def _read(file: str) -> Any:
+    """A JSON file, with or without the byte order mark that editors on Windows put first."""
+    try:
+        return json.loads(Path(file).read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(f"{file} is no JSON file in UTF-8: {error}") from None
 
 
 if __name__ == "__main__":

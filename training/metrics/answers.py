@@ -29,6 +29,18 @@ _AUXILIARY = re.compile(
     r"\W*(?:is|are|was|were|do|does|did|can|could|will|would|should|has|have|may|might|must)\b", re.IGNORECASE
 )
 
+_AROUND = "*_`\"'()[]{}"  # marks around a letter: bold, code, quotes, brackets
+_LED = r"\s*(?:(?:is|was|would be|should be)\b)?\W*"  # between "answer" and what is answered
+_YES_NO = re.compile(r"\W*(yes|no)\b", re.IGNORECASE)
+_ANSWERS_YES_NO = re.compile(rf"\banswer{_LED}(yes|no)\b", re.IGNORECASE)
+_LETTER_IN_FRONT = re.compile(r"\A\W*([A-Za-z])\b")
+_LETTER_ANSWERED = re.compile(rf"\b(?i:answer{_LED}(?:(?:option|choice)\W+)?)([A-Za-z])\b")
+_LETTER_NAMED = re.compile(
+    rf"\b(?i:(?:option|choice){_LED}|(?:choose|chose|select|pick|go with)\W+(?:(?:option|choice)\W+)?)([A-Za-z])\b"
+)
+_END_OF_LETTER = re.compile(rf"\W*\Z|[{re.escape(_AROUND)}]*\s*[.):,;\n]|\s+(?:is|because|since|as)\b")
+_OR_ANOTHER = re.compile(r"\W*(?:or|and|nor)\W+(?:(?:option|choice)\W+)?[A-Z]\b|\s*[,/&]\s*[A-Z]\b(?!\w)")
+
 _NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _NUMBERS = {word: number for number, word in enumerate(_NUMBER_WORDS)} | {"no": 0, "none": 0, "a": 1, "an": 1}
 _NUMBERS |= dict.fromkeys(("many", "several", "multiple", "numerous"), MANY)
@@ -104,27 +116,46 @@ def question_type(question: str, answer: str) -> str:
 
 
 def parse_yes_no(text: str) -> str | None:
-    """`"yes"` or `"no"` if the text begins with the word, else None."""
-    match = re.match(r"\W*(yes|no)\b", text, re.IGNORECASE)
-    return match[1].lower() if match else None
+    """`"yes"` or `"no"` if the text begins with it or names it as its answer ("The answer is no."), else None."""
+    match = _YES_NO.match(text)
+    found = [match] if match else list(_ANSWERS_YES_NO.finditer(text))
+    said = {one[1].lower() for one in found}
+    return said.pop() if len(said) == 1 else None
 
 
 def parse_choice(text: str, question: str = "") -> str | None:
     """The letter that a multiple-choice answer chooses.
 
-    Reads "B", "B.", "(b)", "B. Stopped.", "the answer is B" and, with the question, the wording of exactly one of its
-    options.
+    Reads a letter in front ("B", "(b)", "**B**: Stopped.", "B Stopped."), one that the text names ("Answer: B", "The
+    correct option is (B)", "I choose B") and, with the question, the wording of exactly one of its options. Where two
+    letters are named alike, none is chosen; neither is one that the question does not offer.
     """
-    match = re.match(r"\W*([A-Z])\W*$|\W*([A-Z])[.):]", text.strip(), re.IGNORECASE)
-    if match:
-        return (match[1] or match[2]).upper()
-    match = re.search(r"\b(?:answer|option|choice)(?: is|:)? \(?([A-Z])\b", text)
-    if match:
-        return match[1]
     _, found, listed = question.partition(_OPTIONS_START)
-    said = _plain(text)
-    letters = {letter for letter, option in _OPTIONS.findall(listed if found else "") if _plain(option) == said}
-    return letters.pop() if len(letters) == 1 else None
+    options = {letter: _plain(option) for letter, option in _OPTIONS.findall(listed if found else "")}
+    text = text.strip()
+    for letters in (_LETTER_IN_FRONT, _LETTER_ANSWERED, _LETTER_NAMED):
+        said = {match[1].upper() for match in letters.finditer(text) if _is_choice(match, options)}
+        if said:
+            return said.pop() if len(said) == 1 else None
+    same = [letter for letter, option in options.items() if option == _plain(text)]
+    return same[0] if len(same) == 1 else None
+
+
+def _is_choice(match: re.Match[str], options: Mapping[str, str]) -> bool:
+    """Whether a letter stands for an option, and not for the article, the pronoun or one of several."""
+    letter, rest = match[1], match.string[match.end() :]
+    if options and letter.upper() not in options or _OR_ANOTHER.match(rest):
+        return False
+    if _END_OF_LETTER.match(rest):
+        return True
+    if letter not in options and letter.islower():
+        return False
+    wording, said = options.get(letter, ""), _plain(rest.lstrip(_AROUND + " "))
+    if wording and said.startswith(wording):
+        return True
+    if letter in ("A", "I"):
+        return False
+    return match.re is not _LETTER_IN_FRONT or wording.startswith(said)  # part of the option, or nothing like it
 
 
 def parse_counts(text: str) -> dict[str, int]:

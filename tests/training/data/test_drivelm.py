@@ -1,3 +1,4 @@
+import codecs
 import json
 import re
 from pathlib import Path
@@ -122,6 +123,20 @@ def test_malformed_json_names_the_exact_byte(tmp_path, monkeypatch, read_bytes):
     data[position : position + 1] = b";"
     file.write_bytes(data)
     with pytest.raises(ValueError, match=f"at byte {position} of {len(data)}: Expecting ':' delimiter"):
+        list(read_frames(file))
+
+
+@pytest.mark.parametrize("read_bytes", [1, 16, 1 << 22])
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path, monkeypatch, read_bytes):
+    monkeypatch.setattr(drivelm, "_READ_BYTES", read_bytes)
+    file = write_json(tmp_path, make_world(2, frames=1))
+    plain, size = list(read_frames(file)), file.stat().st_size
+    file.write_bytes(codecs.BOM_UTF8 + file.read_bytes())
+    assert list(read_frames(file)) == plain
+    assert [*drivelm.read_scenes(file)] == ["scene-0", "scene-1"]
+    data = file.read_bytes()[:-2]
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match=f"at byte {size + 1} of {size + 1}"):
         list(read_frames(file))
 
 

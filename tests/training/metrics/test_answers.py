@@ -191,6 +191,59 @@ def test_parse_choice(text: str, letter: str | None) -> None:
     assert parse_choice(text, "Status?" + OPTIONS) == letter
 
 
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("Answer: C", "C"),
+        ("My answer would be **C**, because it turns.", "C"),
+        ("the answer is (c).", "C"),
+        ("Answer:\nC", "C"),
+        ("Correct option: C. Turn left.", "C"),
+        ("I would go with option C", "C"),
+        ("`C`", "C"),
+        ("C Turn left.", "C"),
+        ("The ANSWER IS A.", "A"),
+        ("Option A is right.", "A"),
+        ("Option A is wrong. The answer is B.", "B"),  # what is called the answer outweighs what is mentioned
+        ("The answer is A or B.", None),
+        ("A, B and C are all possible.", None),
+        ("Option A. Option B.", None),
+        ("The answer is a truck.", None),
+        ("Answer: A truck stands ahead.", None),
+        ("Answer: I cannot see it.", None),
+        ("T junction ahead, so it slows down.", None),
+        ("The answer is Z.", None),  # not offered
+        ("C class cars are ahead.", None),
+        ("I choose a truck.", None),
+    ],
+)
+def test_a_choice_is_read_however_it_is_said(text: str, letter: str | None) -> None:
+    assert parse_choice(text, "Status?" + OPTIONS) == letter
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("Answer: No.", "no"),
+        ("**Answer:** yes", "yes"),
+        ("Based on the images, the answer is yes.", "yes"),
+        ("The answer would be: 'No'.", "no"),
+        ("My answer is not known.", None),
+        ("The answer is yes. No, the answer is no.", None),
+        ("I cannot answer. There are no cars.", None),
+        ("Nothing of this is an answer.", None),
+    ],
+)
+def test_yes_and_no_are_read_where_they_are_called_the_answer(text: str, said: str | None) -> None:
+    assert parse_yes_no(text) == said
+
+
+def test_a_named_answer_counts_as_right() -> None:
+    assert answer_correct("Status?" + OPTIONS, "B", "The correct answer is **B**")
+    assert not answer_correct("Status?" + OPTIONS, "B", "Answer: C")
+    assert answer_correct("Are there cars to the front of the ego car?", "Yes.", "Answer: Yes.")
+
+
 def test_multiple_choice_and_localisation() -> None:
     scores = multiple_choice_scores(["B", "Turn left.", "?"], ["B", "C", "A"], ["Status?" + OPTIONS] * 3)
     assert scores == {"accuracy": pytest.approx(2 / 3), "unparsed": pytest.approx(1 / 3)}

@@ -236,3 +236,14 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     scores = json.loads(capsys.readouterr().out)  # nothing but JSON on stdout
     assert scores["accuracy"] == 1
     assert scores["judge"] == 80
+
+
+def test_command_reads_files_from_windows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    references, predictions = tmp_path / "references.json", tmp_path / "predictions.json"
+    references.write_text(json.dumps(test_file({"perception": [entry("Is it?", "Yes.", 0)]})), encoding="utf-8-sig")
+    predictions.write_text(json.dumps([{"id": "scene_f0_0", "answer": "Yes."}]), encoding="utf-8-sig")
+    main(MetricsArguments(str(references), str(predictions)))
+    assert json.loads(capsys.readouterr().out)["accuracy"] == 1
+    predictions.write_text("[", encoding="utf-16")
+    with pytest.raises(ValueError, match="predictions.json is no JSON file in UTF-8"):
+        main(MetricsArguments(str(references), str(predictions)))
