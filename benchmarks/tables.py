@@ -81,7 +81,7 @@ ABLATIONS = {
     "no-transfer": "no knowledge transfer",
 }
 WORDING = ("seed_bleu", "bert_score_f1")
-CONTROLS = ("drop_relevant", "permuted", "swap_left_right", "paraphrase", "absent_object")
+CONTROLS = ("drop_relevant", "black_relevant", "permuted", "swap_left_right", "paraphrase", "absent_object")
 
 
 def spread(model: dict[str, Any], group: str) -> str:

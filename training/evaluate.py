@@ -39,17 +39,18 @@ from training.data.rows import FrameRow, Rows, load_rows, read_dataset_info
 from training.evaluation.answering import Answerer, SmolDriverAnswerer, fingerprint, load_answerer
 from training.evaluation.controls import SIGHTED, Control, control_views, expand_controls
 from training.evaluation.figures import words_of
+from training.evaluation.headline import headline
 from training.evaluation.predictions import (
     ControlledModel,
     Frame,
     choose_frames,
     finished_before,
-    frame_key,
     majority_predictions,
     predict,
 )
-from training.evaluation.results import Counts, Metrics, Prediction, control_file, without_nan
+from training.evaluation.results import Counts, Metrics, Prediction, control_file, frame_key, without_nan
 from training.evaluation.scoring import all_scores, in_pixels, submission
+from training.evaluation.surroundings import Around, surroundings
 from training.stages.command_line import run
 from training.stages.files import command_of, is_done, whole, write_json
 
@@ -186,6 +187,18 @@ def save_attention(
         np.savez_compressed(unfinished, **maps)
 
 
+def known_surroundings(rows: Rows, frames: Sequence[Frame], cameras: Sequence[str]) -> Around:
+    """What stands around the car; says what cannot be measured where the data do not tell."""
+    around = surroundings(frames, rows.contents, cameras, rows.rig)
+    if len(around) < len(frames):
+        print(
+            f"{rows.path}: of {len(frames) - len(around)} of {len(frames)} frames it is not known what each camera "
+            "shows; why an answer is “No.” and whether answers follow swapped images is measured without them",
+            file=sys.stderr,
+        )
+    return around
+
+
 def counts_of(frames: Sequence[Frame], results: Mapping[str, Sequence[Prediction]]) -> Counts:
     """How much was evaluated."""
     return {
@@ -221,6 +234,7 @@ def main(args: EvaluateArguments) -> Metrics:
         save_attention(answerer, frames[: args.attention_frames], cameras, rig, output_dir / "attention.npz")
     bootstrap = {"resamples": args.resamples, "seed": args.seed}
     scores = all_scores(results, rig, coordinates, bert_model=args.bert_model, **bootstrap)
+    around = known_surroundings(rows, frames, cameras)
     metrics: Metrics = without_nan(
         {
             "command": command_of("evaluate", args),
@@ -235,6 +249,7 @@ def main(args: EvaluateArguments) -> Metrics:
             "counts": counts_of(frames, results),
             **words_of(scores["results"]),
             **scores,
+            "headline": headline(results, around, rig, **bootstrap),
         }
     )
     write_json(output_dir / "output.json", submission(in_pixels(results["sighted"], coordinates)))
@@ -253,6 +268,8 @@ def _print_summary(metrics: Metrics, output_dir: Path) -> None:
             if gap["low"] is not None and gap["high"] is not None:
                 line += f" [{100 * gap['low']:+.1f}, {100 * gap['high']:+.1f}]"
         print(line)
+    for row in metrics["headline"].values():
+        print(f"{row['title']:48} {row['answers']:6} answers  {row['score']['estimate']:6.1%}")
     print(f"{output_dir / 'metrics.json'}: {metrics['visual_tokens_per_scene']:.0f} visual tokens per scene")
 
 

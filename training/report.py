@@ -24,6 +24,7 @@ from training.evaluation.tables import (
     hallucination_table,
     headline_table,
     kinds_table,
+    looking_table,
 )
 from training.stages.command_line import run
 from training.stages.files import write_text
@@ -62,6 +63,7 @@ def main(args: ReportArguments) -> Path:
         title=args.title,
         runs=runs,
         headline=headline_table(runs),
+        looking={run.name: looking_table(run) for run in runs},
         categories=kinds_table(runs, "by_category"),
         types=kinds_table(runs, "by_type"),
         figures=make_plots(runs, named_losses(args.losses)),

@@ -8,7 +8,7 @@ and `Rows.contents` gives it. It says what pictures show and nothing of question
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TypedDict
 
@@ -54,6 +54,26 @@ def shown_by(contents: Contents, camera: str) -> list[Thing]:
     """A camera's objects, from near to far; those of unknown distance last."""
     things = [thing for thing in contents["objects"] if thing["camera"] == camera]
     return sorted(things, key=lambda thing: (thing["distance"] is None, thing["distance"] or 0.0))
+
+
+def moved(contents: Contents, places: Mapping[str, str]) -> Contents:
+    """The same where each camera's picture is shown in another camera's place; cameras not in `places` keep theirs."""
+    return {
+        "objects": [
+            {**thing, "camera": places.get(thing["camera"], thing["camera"])} for thing in contents["objects"]
+        ],
+        "words": {places.get(camera, camera): words for camera, words in contents["words"].items()},
+        "unclear": [(name, places.get(camera, camera)) for name, camera in contents["unclear"]],
+    }
+
+
+def limited(contents: Contents, cameras: Collection[str]) -> Contents:
+    """What these cameras alone show."""
+    return {
+        "objects": [thing for thing in contents["objects"] if thing["camera"] in cameras],
+        "words": {camera: words for camera, words in contents["words"].items() if camera in cameras},
+        "unclear": [(name, camera) for name, camera in contents["unclear"] if camera in cameras],
+    }
 
 
 def contents_of_key_objects(key_objects: Iterable[tuple[str, Mapping[str, str]]]) -> Contents:

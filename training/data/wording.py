@@ -10,8 +10,8 @@ where it is true and once where it is false; counts, states and closest objects 
 """
 
 import random
-from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -138,6 +138,28 @@ def plural_in_state(name: str, status: str | None) -> str:
     return f"{words}s" if status in _CYCLE else words
 
 
+def existence_question(name: str, status: str | None, sector: str) -> str:
+    """`Are there moving cars to the back of the ego car?`."""
+    return f"Are there {plural_in_state(name, status)} {question_place(sector)}?"
+
+
+def count_question(name: str, sector: str) -> str:
+    """`How many cars are there to the back of the ego car?`, ours."""
+    return f"How many {plural(name)} are there {question_place(sector)}?"
+
+
+def objects_question(sector: str) -> str:
+    """`What are objects to the back of the ego car?`."""
+    return f"What are objects {question_place(sector)}?"
+
+
+def objects_answer(counts: Mapping[str, int], sector: str) -> str:
+    """`There are two cars and one bus behind the ego car.`, of how many there are of each class, at least one."""
+    parts = [_counted(counts[name], name) for name in STATUSES if counts.get(name)]
+    verb = "is" if parts[0].startswith("one ") else "are"  # agrees with the first in the list, as DriveLM does
+    return f"There {verb} {listed(parts)} {whereabouts(sector)}."
+
+
 def count_word(count: int) -> str:
     """DriveLM's number words: one, two, three, then many. Zero is ours, for "How many ..."."""
     return ("zero", "one", "two", "three")[count] if count <= 3 else "many"
@@ -169,11 +191,8 @@ def _what_are_objects(sectors: dict[str, list[SceneObject]]) -> list[dict[str, s
     for sector, items in sectors.items():
         if not items:
             continue
-        groups = _by_class(items)
-        parts = [_counted(len(group), name) for name, group in groups.items()]
-        verb = "is" if parts[0].startswith("one ") else "are"  # agrees with the first in the list, as DriveLM does
-        answer = f"There {verb} {listed(parts)} {whereabouts(sector)}."
-        questions.append({"Q": f"What are objects {question_place(sector)}?", "A": answer})
+        counts = Counter(item.name for item in items)
+        questions.append({"Q": objects_question(sector), "A": objects_answer(counts, sector)})
     return questions
 
 
@@ -241,8 +260,8 @@ def _existence(sectors: dict[str, list[SceneObject]], rng: random.Random) -> lis
         no = max(false, key=lambda sector: (surplus[sector], rng.random()))
         surplus[yes] += 1
         surplus[no] -= 1
-        questions.append({"Q": f"Are there {plural_in_state(name, status)} {question_place(yes)}?", "A": "Yes."})
-        questions.append({"Q": f"Are there {plural_in_state(name, denied)} {question_place(no)}?", "A": "No."})
+        questions.append({"Q": existence_question(name, status, yes), "A": "Yes."})
+        questions.append({"Q": existence_question(name, denied, no), "A": "No."})
     rng.shuffle(questions)
     return questions
 
@@ -254,8 +273,7 @@ def _counts(sectors: dict[str, list[SceneObject]], rng: random.Random) -> list[d
         groups = _by_class(items)
         for name in names:
             word = count_word(len(groups.get(name, ())))
-            question = f"How many {plural(name)} are there {question_place(sector)}?"
-            candidates.append((word, {"Q": question, "A": f"{word.capitalize()}."}))
+            candidates.append((word, {"Q": count_question(name, sector), "A": f"{word.capitalize()}."}))
     return _spread(candidates, MAX_COUNTS, rng)
 
 

@@ -10,6 +10,7 @@ a control has a name:
     wrong_scene                the images of another scene
     drop:CAM_FRONT             without that camera's image
     drop_relevant              without the camera that the question names; questions that name none are left out
+    black_relevant             the camera that the question names is black; questions that name none are left out
     permuted                   the images go round among the cameras, labels stay
     swap_left_right            the images of left and right cameras change places, labels stay
     corrupt:fog:3              corrupted images, see `corruptions`; `frame_loss` blackens 1 to 5 cameras
@@ -20,7 +21,7 @@ All of it is decided by hashes of scene, frame and `seed`: nothing depends on or
 Which cameras are left and right, and which one a question names, the rig of the data says.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,6 +45,7 @@ KINDS = {  # kind: (group, what a reader calls it)
     "wrong_scene": ("blind", "wrong scene"),
     "drop": ("cameras", "without {camera}"),
     "drop_relevant": ("cameras", "no image of the camera that the question names"),
+    "black_relevant": ("cameras", "a black image of the camera that the question names"),
     "permuted": ("cameras", "the images of other cameras, moved around among them"),
     "swap_left_right": ("cameras", "left cameras' images as the right ones', and the other way round"),
     "corrupt": ("corruptions", "{corruption}, severity {severity}"),
@@ -51,6 +53,8 @@ KINDS = {  # kind: (group, what a reader calls it)
     "paraphrase": ("questions", "the question in other words"),
 }
 BLIND = tuple(kind for kind, (group, _) in KINDS.items() if group == "blind")
+RELEVANT = ("drop_relevant", "black_relevant")
+"""Kinds that change the camera that a question names; questions that name none are left out."""
 CORRUPTIONS = (*IMAGE_CORRUPTIONS, "frame_loss")
 GROUPS = ("all", "blind", "cameras", "corruptions", "questions")
 
@@ -150,7 +154,7 @@ def control_questions(control: Control, rows: Sequence[Row], rig: Rig) -> list[R
     """
     if control.kind == "absent_object":
         return absent_object_questions(rows, rig)
-    if control.kind == "drop_relevant":
+    if control.kind in RELEVANT:
         rows = [row for row in rows if rig.named_in(row["question"])]
     wording = paraphrase if control.kind == "paraphrase" else str
     worded = [(row, wording(row["question"])) for row in rows]
@@ -177,7 +181,7 @@ def control_views(
 
     Returns:
         (images, questions) pairs that together hold `control_questions(control, rows, rig)`; one pair for all controls
-        but "drop_relevant", which shows different cameras to different questions. No pair without questions.
+        but those of `RELEVANT`, which show different images to different questions. No pair without questions.
 
     Raises:
         ValueError: no other scene for "wrong_scene", or a control without images.
@@ -186,8 +190,8 @@ def control_views(
     if not questions:
         return []
     shown: dict[str, str] = {camera: frame["images"][camera] for camera in cameras if camera in frame["images"]}
-    if control.kind == "drop_relevant":
-        return _without_relevant(shown, questions, rig)
+    if control.kind in RELEVANT:
+        return _without_relevant(control, shown, questions, rig)
     key = f"{frame['scene_token']}/{frame['frame_token']}/{seed}"
     if control.kind == "wrong_scene":
         other = wrong_scene(frame, frames, seed)["images"]
@@ -217,8 +221,15 @@ def control_images(control: Control, images: Mapping[str, str], key: str, rig: R
 
 def swapped(images: Mapping[str, str], rig: Rig) -> Images:
     """Each camera shows the image of its counterpart on the other side, where both are there."""
-    mirror = {camera: rig.mirror(camera) if camera in rig else camera for camera in images}  # a map has no side
-    return {camera: images.get(mirror[camera], path) for camera, path in images.items()}
+    mirror = counterparts(images, rig)
+    return {camera: images[mirror[camera]] for camera in images}
+
+
+def counterparts(cameras: Iterable[str], rig: Rig) -> dict[str, str]:
+    """Each camera's counterpart on the other side; its own name where that is not among them. A map has no side."""
+    there = list(cameras)
+    mirror = {camera: rig.mirror(camera) if camera in rig else camera for camera in there}
+    return {camera: other if other in mirror else camera for camera, other in mirror.items()}
 
 
 def permuted(images: Mapping[str, str], key: str) -> Images:
@@ -246,14 +257,17 @@ def wrong_scene(frame: FrameRow, frames: Sequence[FrameRow], seed: int = 0) -> F
     return others[number_of(f"wrong_scene/{frame['scene_token']}/{frame['frame_token']}/{seed}") % len(others)]
 
 
-def _without_relevant(images: Mapping[str, str], questions: Sequence[Row], rig: Rig) -> list[View]:
-    views: dict[tuple[str, ...], list[Row]] = {}
+def _without_relevant(control: Control, images: Mapping[str, str], questions: Sequence[Row], rig: Rig) -> list[View]:
+    groups: dict[tuple[str, ...], list[Row]] = {}
     for row in questions:
-        views.setdefault(rig.named_in(row["question"]), []).append(row)
-    return [
-        ({camera: path for camera, path in images.items() if camera not in dropped}, asked)
-        for dropped, asked in views.items()
-    ]
+        groups.setdefault(rig.named_in(row["question"]), []).append(row)
+    views: list[View] = []
+    for named, asked in groups.items():
+        shown: Images = {camera: path for camera, path in images.items() if camera not in named}
+        if control.kind == "black_relevant":
+            shown = {camera: _black(path) if camera in named else path for camera, path in images.items()}
+        views.append((shown, asked))
+    return views
 
 
 def _corrupted(images: Mapping[str, str], name: str, severity: int, key: str) -> Images:

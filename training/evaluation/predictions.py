@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -19,7 +18,7 @@ from training.data.rig import Rig
 from training.data.rows import FrameRow, Row, Rows
 from training.evaluation.answering import Answerer
 from training.evaluation.controls import Control, control_questions, control_views
-from training.evaluation.results import Prediction, control_of, lines_of
+from training.evaluation.results import Prediction, control_of, frame_key, lines_of
 from training.evaluation.scoring import choices_of
 from training.metrics.answers import question_type
 from training.stages.files import write_text
@@ -50,11 +49,6 @@ def choose_frames(rows: Rows, max_frames: int | None) -> list[Frame]:
 
     chosen = sorted(range(len(frames)), key=rank)[:max_frames]
     return [frames[index] for index in sorted(chosen)]
-
-
-def frame_key(row: Mapping[str, Any]) -> tuple[str, str]:
-    """Scene and frame token of a frame, question or prediction."""
-    return row["scene_token"], row["frame_token"]
 
 
 def predict(control: Control, ask: Ask, frames: Sequence[Frame], rig: Rig, file: Path) -> list[Prediction]:

@@ -15,6 +15,13 @@ from typing import Any, NotRequired, TypedDict
 
 from training.evaluation.controls import Control
 
+FrameKey = tuple[str, str]  # scene and frame token
+
+
+def frame_key(row: Mapping[str, Any]) -> FrameKey:
+    """Scene and frame token of a frame, question or prediction."""
+    return row["scene_token"], row["frame_token"]
+
 
 class Prediction(TypedDict):
     """One answer."""
@@ -52,6 +59,19 @@ class Intervals(TypedDict):
 
     sighted: dict[str, IntervalFigures]
     sighted_minus: dict[str, dict[str, IntervalFigures]]  # by control, on the questions that both answered
+
+
+class HeadlineRow(TypedDict):
+    """A figure that tells whether a model looks where a question points, see `training.evaluation.headline`."""
+
+    title: str
+    answers: int
+    left_out: int  # questions of its kind that it could not be measured on
+    score: IntervalFigures
+    blind: IntervalFigures | None  # what the best blind control reaches on the same questions, and
+    blind_control: str | None  # which that is
+    true_images: IntervalFigures | None  # right answers to the same questions, where `score` is not with true images
+    swapped_images: IntervalFigures | None  # of "follow", right answers when left and right cameras are swapped
 
 
 class FigureWords(TypedDict):
@@ -108,6 +128,7 @@ class Metrics(TypedDict):
     intervals: Intervals
     calibration: dict[str, Any]
     visual_tokens_per_scene: float
+    headline: NotRequired[dict[str, HeadlineRow]]  # older files lack it
 
 
 @dataclass(frozen=True)

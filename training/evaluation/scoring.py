@@ -1,7 +1,7 @@
 """Predictions to figures: what `training.evaluate` writes into metrics.json. Pure; scores are `training.metrics`'."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -258,21 +258,38 @@ def _interval_figures(
 ) -> dict[str, IntervalFigures]:
     """Intervals of the share of right answers, or of its difference to `others`, which answer the same questions in
     this order; of all questions or, with `every`, also by category and type, and balanced over yes and no."""
-    right = [_right(answers) for answers in (rows, others) if answers is not None]  # one or two, (questions,)
-    values = right[0] - right[1] if others is not None else right[0]
-    scenes = [row["scene_token"] for row in rows]
     groups = _groups(rows) if every else {"accuracy": list(range(len(rows)))}
-    found = {
-        name: _as_figures(mean_interval(values[index], [scenes[i] for i in index], **options))
-        for name, index in groups.items()
-    }
-    asked = groups.get("type:yes_no")
-    if asked:
-        yes = np.array([parse_yes_no(rows[i]["reference"]) == "yes" for i in asked])
-        columns = [yes, ~yes, *(column[asked] * truth for column in right for truth in (yes, ~yes))]
-        interval = scene_bootstrap(_balanced, columns, [scenes[i] for i in asked], **options)
-        found["yes_no_balanced_accuracy"] = _as_figures(interval)
+
+    def figures(interval: Callable[..., IntervalFigures], index: Sequence[int]) -> IntervalFigures:
+        chosen = [[answers[i] for i in index] for answers in (rows, others) if answers is not None]
+        return interval(*chosen, **options)
+
+    found = {name: figures(accuracy_interval, index) for name, index in groups.items()}
+    if groups.get("type:yes_no"):
+        found["yes_no_balanced_accuracy"] = figures(balanced_interval, groups["type:yes_no"])
     return found
+
+
+def accuracy_interval(
+    rows: Sequence[Prediction], others: Sequence[Prediction] | None = None, /, **options: int
+) -> IntervalFigures:
+    """The share of right answers; minus that of `others`, to the same questions in this order, where there are any."""
+    return share_interval(right_of(rows) - (0 if others is None else right_of(others)), rows, **options)
+
+
+def share_interval(values: NDArray[Any], rows: Sequence[Prediction], **options: int) -> IntervalFigures:
+    """The mean of values (answers,), one for each of `rows`."""
+    return _as_figures(mean_interval(values, [row["scene_token"] for row in rows], **options))
+
+
+def balanced_interval(
+    rows: Sequence[Prediction], others: Sequence[Prediction] | None = None, /, **options: int
+) -> IntervalFigures:
+    """`accuracy_interval` of yes/no questions, with yes and no weighing alike."""
+    yes = np.array([parse_yes_no(row["reference"]) == "yes" for row in rows])
+    right = [right_of(answers) for answers in (rows, others) if answers is not None]  # one or two, (questions,)
+    columns = [yes, ~yes, *(column * truth for column in right for truth in (yes, ~yes))]
+    return _as_figures(scene_bootstrap(_balanced, columns, [row["scene_token"] for row in rows], **options))
 
 
 def _balanced(all_yes: NDArray[Any], all_no: NDArray[Any], *right: NDArray[Any]) -> NDArray[np.float64]:
@@ -305,12 +322,13 @@ def _kind(row: Prediction) -> str:
     return question_type(row["question"], row["reference"])
 
 
-def _right(rows: Sequence[Prediction]) -> NDArray[np.float64]:
+def right_of(rows: Sequence[Prediction]) -> NDArray[np.float64]:
+    """(answers,), 1 for a right one and 0 for a wrong one."""
     return np.array([answer_correct(row["question"], row["reference"], row["answer"]) for row in rows], dtype=float)
 
 
 def _accuracy(rows: Sequence[Prediction]) -> dict[str, Any]:
-    return {"answers": len(rows), "accuracy": float(_right(rows).mean()) if rows else None}
+    return {"answers": len(rows), "accuracy": float(right_of(rows).mean()) if rows else None}
 
 
 def _visual_tokens(rows: Sequence[Prediction]) -> float:

@@ -66,6 +66,20 @@ def headline_table(runs: Sequence[Run]) -> Table:
     return {"columns": [run.name for run in runs], "rows": rows}
 
 
+def looking_table(run: Run) -> Table | None:
+    """Whether a model looks where a question points; None for an evaluation of before this was measured."""
+    rows = []
+    for row in run.metrics.get("headline", {}).values():
+        blind = f"{Control(row['blind_control']).title} " if row["blind_control"] else ""
+        true = percent(row["true_images"]["estimate"]) if row["true_images"] else "–"
+        if row["swapped_images"]:
+            true += f" → {percent(row['swapped_images']['estimate'])}"
+        cells = [_with_interval(row["score"], percent), blind + _with_interval(row["blind"], percent), true]
+        rows.append((row["title"], [*cells, str(row["answers"]), str(row["left_out"] or "–")]))
+    columns = ["score", "best blind control, same questions", "true images, same questions", "answers", "left out"]
+    return {"columns": columns, "rows": rows} if rows else None
+
+
 def kinds_table(runs: Sequence[Run], field_name: str) -> Table:
     """Sighted accuracy by "by_category" or "by_type", and the difference to the best blind control."""
     kinds = list(dict.fromkeys(kind for run in runs for kind in run.metrics["results"]["sighted"][field_name]))

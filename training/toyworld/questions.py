@@ -20,10 +20,17 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from training.data.wording import listed, object_tag, perception_questions, question_place, with_article
+from training.data.wording import (
+    existence_question,
+    listed,
+    object_tag,
+    perception_questions,
+    question_place,
+    with_article,
+)
 from training.toyworld.balance import Item, yes_no
 from training.toyworld.scene import DIRECTIONS, LANES, SPEEDS, ToyFrame, ToyObject, in_ego_path, lane_offset
-from training.toyworld.truth import MAX_TAGGED, Seen, Truth, considers, existence_question, moves
+from training.toyworld.truth import MAX_TAGGED, Seen, Truth, considers, moves
 
 _FEW = 60  # questions per frame that need no second thought
 _VEHICLES = ("car", "truck", "bus", "construction vehicle")

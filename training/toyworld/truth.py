@@ -11,8 +11,7 @@ from itertools import starmap
 import numpy as np
 
 from training.data.drivelm import IMAGE_SIZE
-from training.data.rig import question_place
-from training.data.wording import STATUSES, SceneObject, plural_in_state
+from training.data.wording import STATUSES, SceneObject, existence_question
 from training.toyworld.cameras import cameras
 from training.toyworld.render import View
 from training.toyworld.scene import ToyFrame, ToyObject, in_ego_path
@@ -133,11 +132,6 @@ def considers(frame: ToyFrame, item: ToyObject) -> bool:
 
 def moves(item: ToyObject) -> bool:
     return item.status in ("moving", "with rider")
-
-
-def existence_question(name: str, status: str | None, sector: str) -> str:
-    """`Are there moving cars to the back of the ego car?`, the wording of `training.data.wording`."""
-    return f"Are there {plural_in_state(name, status)} {question_place(sector)}?"
 
 
 def existence_truth(truth: Truth) -> tuple[frozenset[str], frozenset[str]]:
