@@ -189,13 +189,16 @@ def save_attention(
 
 def known_surroundings(rows: Rows, frames: Sequence[Frame], cameras: Sequence[str]) -> Around:
     """What stands around the car; says what cannot be measured where the data do not tell."""
-    around = surroundings(frames, rows.contents, cameras, rows.rig)
+    lost = "left out why an answer is “No.” and which answers follow swapped images"
+    try:
+        contents = rows.contents
+    except ValueError as error:
+        print(f"{error}; {lost}", file=sys.stderr)
+        return {}
+    around = surroundings(frames, contents, cameras, rows.rig)
     if len(around) < len(frames):
-        print(
-            f"{rows.path}: of {len(frames) - len(around)} of {len(frames)} frames it is not known what each camera "
-            "shows; why an answer is “No.” and whether answers follow swapped images is measured without them",
-            file=sys.stderr,
-        )
+        unknown = f"{len(frames) - len(around)} of {len(frames)} frames"
+        print(f"{rows.path}: {unknown} are not known, or disagree with the data's answers: {lost}", file=sys.stderr)
     return around
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from training.data.contents import contents_of_key_objects, read_contents, shown_by, write_contents
+from training.data.contents import contents_of_key_objects, limited, moved, read_contents, shown_by, write_contents
 
 
 def thing(name, camera, distance):
@@ -17,6 +17,20 @@ def test_a_camera_shows_its_own_from_near_to_far():
     contents = {"objects": things, "words": {}, "unclear": []}
     assert [item["name"] for item in shown_by(contents, "FRONT")] == ["van", "car", "cone"]
     assert shown_by(contents, "LEFT") == []
+
+
+def test_pictures_change_places_with_all_that_they_show():
+    contents = {
+        "objects": [thing("car", "LEFT", 1.0), thing("bus", "FRONT", 2.0)],
+        "words": {"LEFT": ["rain"], "FRONT": ["slow"]},
+        "unclear": [["van", "RIGHT"]],  # as JSON has it
+    }
+    swapped = moved(contents, {"LEFT": "RIGHT", "RIGHT": "LEFT"})
+    assert [(item["name"], item["camera"]) for item in swapped["objects"]] == [("car", "RIGHT"), ("bus", "FRONT")]
+    assert swapped["words"] == {"RIGHT": ["rain"], "FRONT": ["slow"]} and swapped["unclear"] == [("van", "LEFT")]
+    assert contents["objects"][0]["camera"] == "LEFT"  # nothing is changed in place
+    left = limited(contents, ["LEFT"])
+    assert (left["objects"], left["words"], left["unclear"]) == (contents["objects"][:1], {"LEFT": ["rain"]}, [])
 
 
 @pytest.mark.parametrize(

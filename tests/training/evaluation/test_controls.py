@@ -117,6 +117,16 @@ def test_drop_relevant_takes_the_named_cameras_away_from_each_question(frames, r
     assert len(control_questions(Control("drop_relevant"), rows, NUSCENES)) == 5
 
 
+def test_black_relevant_blackens_the_named_cameras_of_each_question(frames, rows):
+    views = control_views(Control("black_relevant"), frames[0], rows, frames, CAMERAS, NUSCENES)
+    asked = {row["question"]: images for images, group in views for row in group}
+    assert set(asked) == {question for question, _ in QUESTIONS[:5]}
+    for question, images in asked.items():
+        black = [camera for camera in CAMERAS if images[camera] != frames[0]["images"][camera]]
+        assert list(images) == list(CAMERAS) and tuple(black) == NUSCENES.named_in(question)
+        assert all(images[camera].size == (96, 54) and not np.asarray(images[camera]).any() for camera in black)
+
+
 @pytest.mark.parametrize(
     ("question", "cameras"),
     [
@@ -225,7 +235,7 @@ def test_expand_controls():
     cameras = ["CAM_FRONT", "CAM_BACK"]
     every = expand_controls(["all"], cameras, (1, 5))
     assert list(map(str, every[:5])) == ["sighted", *BLIND]
-    assert len(every) == 5 + 2 + 3 + 2 * len(CORRUPTIONS) + 2 and len(set(every)) == len(every)
+    assert len(every) == 5 + 2 + 4 + 2 * len(CORRUPTIONS) + 2 and len(set(every)) == len(every)
     assert expand_controls(["black", "sighted", "black"], cameras) == [Control("sighted"), Control("black")]
     for wrong, message in {
         "blur": "unknown control 'blur'; known: sighted, template_majority",
@@ -248,8 +258,8 @@ def test_choices_do_not_depend_on_the_process(frames, rows):
     ]
 
 
-NAMES = ["sighted", "sighted@4", *BLIND, "drop:CAM_BACK", "drop_relevant", "permuted", "swap_left_right"]
-NAMES += ["corrupt:fog:3", "corrupt:frame_loss:5", "paraphrase", "absent_object"]
+NAMES = ["sighted", "sighted@4", *BLIND, "drop:CAM_BACK", "drop_relevant", "black_relevant"]
+NAMES += ["permuted", "swap_left_right", "corrupt:fog:3", "corrupt:frame_loss:5", "paraphrase", "absent_object"]
 
 
 @pytest.mark.parametrize("name", NAMES)
