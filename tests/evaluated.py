@@ -10,6 +10,7 @@ from smoldriver_hf import CAMERAS
 from training.data.rig import NUSCENES
 from training.data.rows import load_rows
 from training.evaluation.figures import words_of
+from training.evaluation.headline import headline
 from training.evaluation.predictions import make_prediction
 from training.evaluation.results import control_file, without_nan
 from training.evaluation.scoring import all_scores
@@ -48,6 +49,7 @@ def write_run(folder: Path, data: Path, wrong: set[int], attention: bool = False
         "counts": {"scenes": 2, "frames": 4, "questions": len(rows)},
         **words_of(scores["results"]),
         **scores,
+        "headline": headline(results, {}, NUSCENES, resamples=20, seed=0),
     }
     (folder / "metrics.json").write_text(json.dumps(without_nan(report)))
     if attention:

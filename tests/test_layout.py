@@ -72,6 +72,7 @@ TESTED_IN = {
     "training/evaluation/predictions.py": "training/test_evaluate.py",
     "training/evaluation/results.py": "training/test_report.py",
     "training/evaluation/scoring.py": "training/test_evaluate.py",
+    "training/evaluation/surroundings.py": "training/evaluation/test_headline.py",
     "training/learning/callbacks.py": "training/test_finetune.py",
     "training/learning/examples.py": "training/learning/test_collate.py",
     "training/learning/parts.py": "training/learning/test_checks.py",

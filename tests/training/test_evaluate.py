@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import prepared
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -14,10 +16,10 @@ from tiny import lively, scene, tiny_model, tiny_processor, tiny_text_config
 
 from smoldriver_hf import CAMERAS
 from training.data.rig import NUSCENES
-from training.data.rows import load_rows
+from training.data.rows import CONTENTS_SCHEMA, load_rows
 from training.evaluate import EvaluateArguments, main
 from training.evaluation.answering import PromptSight, SceneSight, SmolDriverAnswerer, fingerprint, load_answerer
-from training.evaluation.controls import SIGHTED, control_questions
+from training.evaluation.controls import BLIND, SIGHTED, control_questions
 from training.evaluation.predictions import choose_frames, predict
 from training.evaluation.results import control_file, without_nan
 from training.evaluation.scoring import (
@@ -248,6 +250,37 @@ def test_metrics_file_is_complete(arguments, report, data):
     maps = np.load(output_dir / "attention.npz")
     assert sorted(maps) == sorted(f"test0/test-frame0/{camera}" for camera in CAMERAS)
     assert all(maps[name].shape == (4, 4) and maps[name].sum() == pytest.approx(1, abs=1e-4) for name in maps)
+
+
+def test_headline(arguments, report, data, tmp_path, capsys):
+    """What contents are needed for is measured on the frames that have them; the others are counted."""
+    assert list(report["headline"]) == ["perception", "existence", "existence_yes", "wrong_scene"]
+    perception = report["headline"]["perception"]
+    assert perception["score"] == report["intervals"]["sighted"]["perception"] and perception["answers"] == 12
+    assert perception["blind"]["estimate"] == max(
+        report["results"][control]["by_category"]["perception"]["accuracy"] for control in BLIND
+    )
+    folder = shutil.copytree(data, tmp_path / "data")
+    things = [("car", "CAM_FRONT_LEFT", "moving"), ("car", "CAM_FRONT_LEFT", "parked"), ("car", "CAM_BACK", "moving")]
+    things += [("bus", "CAM_FRONT_RIGHT", "parked")]
+    objects = [{"name": name, "camera": camera, "status": status} for name, camera, status in things]
+    known = [(f"test{number // 2}", f"test-frame{number}") for number in range(2)]
+    contents = [
+        {"scene_token": scene, "frame_token": frame, "objects": objects, "words": [], "unclear": []}
+        for scene, frame in known
+    ]
+    (folder / "contents").mkdir()
+    table = pa.Table.from_pylist(contents, schema=CONTENTS_SCHEMA)
+    pq.write_table(table, folder / "contents" / "test-00000.parquet")
+    output_dir = str(tmp_path / "run")
+    changed = replace(arguments, data=str(folder), output_dir=output_dir, budgets=[], attention_frames=0)
+    rows = main(replace(changed, controls=["swap_left_right", "black_relevant"]))["headline"]
+    assert list(rows) == ["perception", "existence", "existence_yes", "follow", "black_relevant"]
+    assert (rows["follow"]["answers"], rows["follow"]["left_out"]) == (2, 2)
+    assert (rows["black_relevant"]["answers"], rows["black_relevant"]["left_out"]) == (9, 3)
+    told = capsys.readouterr()
+    assert "1 of 3 frames are not known" in told.err and "left and right swapped: answers that follow" in told.out
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["headline"] == rows
 
 
 def test_a_killed_run_goes_on_and_gives_the_same(arguments, report, tmp_path, monkeypatch):
