@@ -43,7 +43,7 @@ from training.learning.checks import (
     is_sharded,
     record_arguments,
 )
-from training.learning.collate import DrawBudgetsByEpoch, PackedSceneCollator, SceneCollator, packed_mask_dtype
+from training.learning.collate import DrawByEpoch, PackedSceneCollator, SceneCollator, packed_mask_dtype
 from training.learning.examples import collate_rows, training_examples
 from training.learning.features import FeatureCache
 from training.learning.looking import CameraAttention
@@ -71,6 +71,9 @@ class FinetuneArguments:
     eval_split: str | None = field(default=None, metadata={"help": "Split for the evaluation loss."})
     questions: str | None = field(
         default=None, metadata={"help": "Regular expression: train only on questions it is found in."}
+    )
+    reword: float = field(
+        default=0.0, metadata={"help": "Share of training questions in other words, others each epoch."}
     )
     cameras: list[str] | None = field(default=None, metadata={"help": "Cameras to show; default: the checkpoint's."})
     blind: str | None = field(default=None, metadata={"help": "Control: text (no images) or black (black images)."})
@@ -164,7 +167,7 @@ def main(args: FinetuneArguments, config: SFTConfig) -> Path:
         eval_dataset=held_out,
         processing_class=processor,
         peft_config=lora_config(args, modules),
-        callbacks=[JsonlCallback(output_dir / "metrics.jsonl"), DrawBudgetsByEpoch(collator)],
+        callbacks=[JsonlCallback(output_dir / "metrics.jsonl"), DrawByEpoch(collator, bool(args.reword))],
         camera_attention=watched(args, model),
         camera_attention_loss=args.camera_attention_loss,
         learning_rates={modules["projector"]: args.projector_learning_rate or config.learning_rate},
@@ -203,7 +206,7 @@ def load_examples(
     black = Path(config.output_dir) / "black.png" if args.blind == "black" else None
     held_out, features = None, None
     with config.main_process_first(desc="examples and features"):  # the others find files there
-        train = training_examples(rows, shown, args.pairs_per_sequence, black, args.questions)
+        train = training_examples(rows, shown, args.pairs_per_sequence, black, args.questions, args.reword)
         if args.eval_split:
             others = load_rows(args.data, args.eval_split)
             held_out = training_examples(others, shown, args.pairs_per_sequence, black, args.questions)

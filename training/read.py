@@ -30,7 +30,6 @@ from transformers import AutoProcessor
 from trl import SFTConfig, TrlParser
 
 from smoldriver_hf import read_config
-from training.data.rewording import reword
 from training.data.rig import Rig, read_rig
 from training.finetune import finish
 from training.learning.callbacks import JsonlCallback, started_note
@@ -139,7 +138,7 @@ def main(args: ReadArguments, config: SFTConfig) -> Path:
     modules = modules_of(model_type)
     model = load_model(args, model_type, config.bf16, is_sharded())
     check_lora_targets(args, model, modules)
-    processor, collator = make_collator(args, model_type, rig)
+    processor, collator = make_collator(args, model_type, rig, config.seed)
     check_length(args, collator, rig, model.config.get_text_config().max_position_embeddings)
 
     scenes = config.max_steps * config.gradient_accumulation_steps * config.world_size
@@ -170,7 +169,7 @@ def main(args: ReadArguments, config: SFTConfig) -> Path:
 
 
 def make_collator(
-    args: ReadArguments, model_type: str, rig: Rig
+    args: ReadArguments, model_type: str, rig: Rig, seed: int
 ) -> tuple[Any, ReadingCollator | BaselineReadingCollator]:
     """The checkpoint's processor, and the collator of its prompts.
 
@@ -186,7 +185,8 @@ def make_collator(
     if unknown := [name for name in rig.names if name not in view.cameras]:
         raise ValueError(f"rig {args.rig} has {unknown[0]}; the checkpoint knows {', '.join(view.cameras)}")
     table = WordTable(view.tokenizer, [all_words(rig)])
-    return processor, (BaselineReadingCollator if model_type in BASELINES else ReadingCollator)(table, view, rig)
+    collator = BaselineReadingCollator if model_type in BASELINES else ReadingCollator
+    return processor, collator(table, view, rig, seed=seed)
 
 
 def check_length(args: ReadArguments, collator: SceneCollator, rig: Rig, positions: int) -> None:
@@ -216,8 +216,7 @@ def training_example(args: ReadArguments, rig: Rig, seed: int, number: int) -> E
     budget = rng.choice(args.budgets)
     own = {name: rng.choice(args.budgets) for name in rig.names if rng.random() < args.cameras_share}
     example = scene_at(budget, rig, seed, number)
-    pairs = [(reword(ask, rng) if rng.random() < args.reword else ask, answer) for ask, answer in example["pairs"]]
-    return {**example, "pairs": pairs, "budgets": example["budgets"] | own}
+    return {**example, "budgets": example["budgets"] | own, "reword": args.reword}
 
 
 def scene_at(budget: int, rig: Rig, seed: int, number: int) -> Example:

@@ -35,7 +35,7 @@ from training.distillation.trainer import TransferCollator, TransferTrainer, fra
 from training.learning.ablations import ablate
 from training.learning.callbacks import JsonlCallback, started_note
 from training.learning.checks import is_finished, record_arguments
-from training.learning.collate import DrawBudgetsByEpoch, Example, SceneCollator
+from training.learning.collate import DrawByEpoch, Example, SceneCollator
 from training.learning.features import FeatureCache
 from training.learning.smolvlm import build_features
 from training.learning.trainer import clear_about_full_disk, last_checkpoint
@@ -221,7 +221,7 @@ def make_trainer(
         teacher=teacher,
         eval_collator=eval_collator,
         budgets=budgets,
-        callbacks=[JsonlCallback(Path(config.output_dir) / "metrics.jsonl"), DrawBudgetsByEpoch(scenes)],
+        callbacks=[JsonlCallback(Path(config.output_dir) / "metrics.jsonl"), DrawByEpoch(scenes)],
     )
     ablate(trainer, args.shared_qformer, args.keep_frozen)
     return trainer

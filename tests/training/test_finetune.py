@@ -143,6 +143,42 @@ def test_the_note_tells_the_way_here(root, tmp_path):
     assert stages == [["assemble"], ["assemble", "finetune"]]
 
 
+def test_words_are_drawn_by_epoch_and_the_same_after_a_kill(root, tmp_path, monkeypatch):
+    asked = [
+        ("Are there cars to the back of the ego car?", "Yes."),
+        ("What are objects to the left of the ego car?", "A."),
+    ]
+    monkeypatch.setattr(prepared, "QUESTIONS", asked)
+    write_prepared(tmp_path / "data", frames=3, questions=2)
+    config = {"num_train_epochs": 3, "max_steps": -1, "per_device_train_batch_size": 2}
+    met = []
+    original = SceneCollator.in_other_words
+    monkeypatch.setattr(
+        SceneCollator, "in_other_words", lambda self, example: met.append(original(self, example)) or met[-1]
+    )
+
+    def go(name: str, **changes) -> dict[str, torch.Tensor]:
+        return weights(run(tmp_path, tmp_path / name, root / "smoldriver", config=config, **changes))
+
+    whole = go("whole", reword=0.9)
+    words = {question for example in met for question, _ in example["pairs"]}
+    assert len(words - dict(asked).keys()) > 6  # of six questions in three epochs
+    with monkeypatch.context() as patch:
+        step = trainer.SceneTrainer.compute_loss
+
+        def dies(self, *args, **kwargs):
+            if self.state.global_step == 5:
+                raise KeyboardInterrupt
+            return step(self, *args, **kwargs)
+
+        patch.setattr(trainer.SceneTrainer, "compute_loss", dies)
+        with pytest.raises(KeyboardInterrupt):
+            go("killed", reword=0.9)
+    resumed, plain = go("killed", reword=0.9), go("plain")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert any(not torch.equal(whole[name], plain[name]) for name in whole)
+
+
 def test_a_run_that_has_ended_is_repeated_for_nothing_else(root, tmp_path, capsys):
     final = run(root, tmp_path / "run", config={"max_steps": 1})
     assert run(root, tmp_path / "run", config={"max_steps": 1}) == final

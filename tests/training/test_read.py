@@ -8,11 +8,13 @@ import pytest
 import torch
 from prepared import write_smoldriver, write_smolvlm
 from safetensors.torch import load_file
+from tiny import tiny_processor
 from trl import SFTConfig, TrlParser
 
 from smoldriver_hf import load_strictly
 from training import finetune, read
 from training.data.rig import NUSCENES
+from training.learning.collate import SceneCollator
 from training.learning.slots import length_of, tokens_of
 from training.read import ReadArguments, training_example
 from training.stages.command_line import parse
@@ -137,7 +139,8 @@ def test_scenes_differ_in_budgets_and_words_and_are_drawn_from_their_number():
     plain = ReadArguments("nowhere", reword=0.0, cameras_share=0.0)
     usual = [training_example(plain, NUSCENES, 0, number) for number in range(60)]
     assert all(len(set(scene["budgets"].values())) == 1 for scene in usual)
-    drawn, plain = ([pair for scene in each for pair in scene["pairs"]] for each in (scenes, usual))
+    words = [SceneCollator(tiny_processor()).in_other_words(scene) for scene in scenes]
+    drawn, plain = ([pair for scene in each for pair in scene["pairs"]] for each in (words, usual))
     assert [answer for _, answer in drawn] == [answer for _, answer in plain]
     assert 0.25 < sum(one[0] != other[0] for one, other in zip(drawn, plain, strict=True)) / len(plain) < 0.55
 

@@ -71,6 +71,8 @@ def check_arguments(
         )
     if args.num_queries is not None and not args.num_queries:
         raise ValueError("num_queries must hold at least one budget, or be left out; got an empty list")
+    if not 0 <= args.reword <= 1:
+        raise ValueError(f"reword must be a share between 0 and 1; got {args.reword}")
     if args.pairs_per_sequence < 1:
         raise ValueError(f"pairs_per_sequence must be at least 1; got {args.pairs_per_sequence}")
     if args.cameras is not None and not args.cameras:

@@ -15,12 +15,14 @@ Prompts come from the processor only, and the ids of a prompt are those that gen
 tokenised apart. That is also the tokenisation of the whole conversation, except where a tokenizer merges the end of a
 prompt with the start of an answer.
 
-A list of budgets draws one per batch, from a hash of the seed, the epoch and the batch's questions. Drawing from a
-random generator would not survive a restart: data loaders prefetch, and skip without collating.
+A list of budgets draws one per batch, from a hash of the seed, the epoch and the batch's questions; so are the questions
+drawn that an example wants in other words (`reword`). Drawing from a random generator would not survive a restart: data
+loaders prefetch, and skip without collating.
 """
 
 import hashlib
 import os
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +31,7 @@ import torch
 from transformers import PreTrainedModel, TrainerCallback
 
 from smoldriver_hf import user_message
+from training.data.rewording import reword
 from training.data.rig import Rig
 from training.learning.looking import ASKED_CAMERAS, TOKEN_CAMERAS
 
@@ -36,7 +39,8 @@ IGNORED = -100  # the label of what is not learnt
 MOST_KNOWN = 50_000  # questions with answers whose token ids a collator keeps
 
 Example = Mapping[str, Any]
-"""`{"images": {camera: path or picture}, "pairs": [(question, answer), …]}`"""
+"""`{"images": {camera: path or picture}, "pairs": [(question, answer), …]}`, perhaps with `reword`, the share of
+questions to ask in other words."""
 
 
 @dataclass(frozen=True)
@@ -107,12 +111,13 @@ class SceneCollator:
         self._prefixes: dict[tuple[tuple[str, ...], int], list[int]] = {}
 
     def set_epoch(self, epoch: int) -> None:
-        """Vary the draws of budgets from epoch to epoch; `DrawBudgetsByEpoch` calls it."""
+        """Vary the draws of budgets and words from epoch to epoch; `DrawByEpoch` calls it."""
         self.epoch = epoch
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         budget = self.draw_budget(examples)
-        return {**self._text([self.encode(example, budget) for example in examples]), **self.vision(examples, budget)}
+        rows = [self.encode(self.in_other_words(example), budget) for example in examples]
+        return {**self._text(rows), **self.vision(examples, budget)}
 
     def sequence_length(self, example: Example) -> int:
         """Tokens of an example's sequence at the largest budget, found without opening an image."""
@@ -124,12 +129,25 @@ class SceneCollator:
         file names."""
         if len(self.budgets) == 1:
             return self.budgets[0]
+        return self.budgets[self._drawn_from(examples) % len(self.budgets)]
+
+    def in_other_words(self, example: Example) -> Example:
+        """An example with its share of questions reworded, which depends on what `draw_budget` does."""
+        share = example.get("reword", 0.0)
+        if not share:
+            return example
+        rng = random.Random(self._drawn_from([example]))
+        pairs = [(reword(ask, rng) if rng.random() < share else ask, answer) for ask, answer in example["pairs"]]
+        return {**example, "pairs": pairs}
+
+    def _drawn_from(self, examples: Sequence[Example]) -> int:
+        """A number from the seed, the epoch, questions and images' file names."""
         digest = hashlib.sha256(f"{self.seed} {self.epoch}".encode())
         for example in examples:
             images = [image for image in example["images"].values() if isinstance(image, str | os.PathLike)]
             names = sorted(os.path.basename(image) for image in images)  # the same wherever the data lies
             digest.update(repr((names, [tuple(pair) for pair in example["pairs"]])).encode())
-        return self.budgets[int.from_bytes(digest.digest()[:8], "big") % len(self.budgets)]
+        return int.from_bytes(digest.digest()[:8], "big")
 
     def shown(self, example: Example) -> dict[str, Any]:
         """{camera: image} of what the model is to see, in the order of `processor.cameras`."""
@@ -298,15 +316,24 @@ class PackedSceneCollator(SceneCollator):
         return batch
 
 
-class DrawBudgetsByEpoch(TrainerCallback):
-    """Tells the collator the epoch, so that a frame meets other budgets in the next one, also after a restart."""
+class DrawByEpoch(TrainerCallback):
+    """Tells the collator the epoch, so that a frame meets other budgets and words in the next one, also after a
+    restart.
 
-    def __init__(self, collator: SceneCollator):
+    Args:
+        collator: what draws.
+        reword: whether examples ask for other words.
+    """
+
+    def __init__(self, collator: SceneCollator, reword: bool = False):
         self.collator = collator
+        self.draws = reword or len(collator.budgets) > 1
 
     def on_train_begin(self, args, state, control, **kwargs):
-        if args.dataloader_persistent_workers and len(self.collator.budgets) > 1:
-            raise ValueError("persistent data loader workers never hear of the epoch; they cannot draw budgets by it")
+        if args.dataloader_persistent_workers and self.draws:
+            raise ValueError(
+                "persistent data loader workers never hear of the epoch; they cannot draw budgets or words by it"
+            )
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.collator.set_epoch(int(state.epoch or 0))

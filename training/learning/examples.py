@@ -14,9 +14,14 @@ from training.stages.files import whole
 
 
 def training_examples(
-    rows: Rows, cameras: list[str], pairs_per_sequence: int, black: Path | None = None, questions: str | None = None
+    rows: Rows,
+    cameras: list[str],
+    pairs_per_sequence: int,
+    black: Path | None = None,
+    questions: str | None = None,
+    reword: float = 0.0,
 ) -> Dataset:
-    """One example per sequence: cameras, image paths, questions and answers, all lists.
+    """One example per sequence: cameras, image paths, questions and answers, all lists, and `reword`.
 
     Args:
         rows: what to learn from.
@@ -24,6 +29,7 @@ def training_examples(
         pairs_per_sequence: most questions per example.
         black: where to write a black picture of the images' size, to be shown in place of every image.
         questions: a regular expression; questions in which it finds nothing are left out.
+        reword: share of the questions to ask in other words, drawn anew each epoch.
 
     Raises:
         ValueError: no questions (left), a question without an answer, or a frame that has none of the cameras.
@@ -48,6 +54,7 @@ def training_examples(
                     "images": list(images.values()),
                     "questions": [row["question"] for row in chunk],
                     "answers": [row["answer"] for row in chunk],
+                    "reword": reword,
                 }
             )
     if not examples:
@@ -76,4 +83,5 @@ def as_example(row: dict[str, Any]) -> dict[str, Any]:
     return {
         "images": dict(zip(row["cameras"], row["images"], strict=True)),
         "pairs": list(zip(row["questions"], row["answers"], strict=True)),
+        "reword": row["reword"],
     }

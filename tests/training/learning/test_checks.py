@@ -74,6 +74,7 @@ def run(root: Path, output_dir: Path, checkpoint="smoldriver", data="data", conf
         ({"num_queries": [4, 9]}, "num_queries must be an integer from 1 to 8 for this model; got 9"),
         ({"num_queries": []}, "at least one budget"),
         ({"pairs_per_sequence": 0}, "pairs_per_sequence must be at least 1"),
+        ({"reword": 1.2}, "reword must be a share between 0 and 1; got 1.2"),
         ({"blind": "yes"}, "blind must be text, black"),
         ({"blind": "text", "feature_cache": "features"}, "leave out feature_cache"),
         ({"blind": "text", "language_model": "frozen"}, "learn nothing: train the language model"),

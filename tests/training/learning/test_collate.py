@@ -11,9 +11,10 @@ from transformers import GPT2Config
 from smoldriver_hf import SmolDriverProcessor
 from smoldriver_hf.configuration_smoldriver import SmolDriverProjectorConfig
 from training.data.rig import NUSCENES
-from training.learning.collate import DrawBudgetsByEpoch, PackedSceneCollator, SceneCollator, packed_mask_dtype
+from training.learning.collate import DrawByEpoch, PackedSceneCollator, SceneCollator, packed_mask_dtype
 from training.learning.looking import ASKED_CAMERAS, TOKEN_CAMERAS
 
+SECTORS = ("front", "front left", "back right", "back")
 PAIRS = [
     ("Is there a car?", "Yes."),
     ("What is behind the ego vehicle, and what is it going to do next?", "A truck."),
@@ -235,7 +236,7 @@ def test_budgets_are_drawn_from_seed_epoch_and_batch(processor):
     torch.rand(5)
     again = SceneCollator(processor, num_queries=[1, 2, 8], seed=3)
     assert [again.draw_budget([frame]) for frame in frames[::-1]] == draws[::-1]
-    DrawBudgetsByEpoch(again).on_epoch_begin(None, SimpleNamespace(epoch=1.5), None)
+    DrawByEpoch(again).on_epoch_begin(None, SimpleNamespace(epoch=1.5), None)
     assert [again.draw_budget([frame]) for frame in frames] != draws
     other = SceneCollator(processor, num_queries=[1, 2, 8], seed=4)
     assert [other.draw_budget([frame]) for frame in frames] != draws
@@ -274,10 +275,48 @@ def test_packing_refuses_attention_that_takes_no_mask(model):
         packed_mask_dtype(model)
 
 
-def test_persistent_workers_cannot_draw_budgets(processor):
-    callback = DrawBudgetsByEpoch(SceneCollator(processor, num_queries=[1, 2]))
-    with pytest.raises(ValueError, match="persistent"):
-        callback.on_train_begin(SimpleNamespace(dataloader_persistent_workers=True), None, None)
+def test_persistent_workers_cannot_draw_budgets_or_words(processor):
+    workers = SimpleNamespace(dataloader_persistent_workers=True)
+    plain = SceneCollator(processor)
+    for callback in (DrawByEpoch(SceneCollator(processor, num_queries=[1, 2])), DrawByEpoch(plain, reword=True)):
+        with pytest.raises(ValueError, match="persistent"):
+            callback.on_train_begin(workers, None, None)
+    DrawByEpoch(plain).on_train_begin(workers, None, None)
+
+
+def test_a_share_of_questions_is_in_other_words_anew_each_epoch(processor):
+    questions = [
+        f"Are there {things} to the {sector} of the ego car?" for things in ("cars", "buses") for sector in SECTORS
+    ]
+    frames = [
+        {"images": {"CAM_FRONT": f"{i}.jpg"}, "pairs": [(question, "Yes.") for question in questions], "reword": 0.4}
+        for i in range(30)
+    ]
+    collator = SceneCollator(processor, seed=3, rig=NUSCENES)
+    first = [collator.in_other_words(frame) for frame in frames]
+    changed = [new != old for one, frame in zip(first, frames, strict=True) for new, old in _pairs(one, frame)]
+    assert 0.3 < sum(changed) / len(changed) < 0.5
+    assert [collator.in_other_words(frame) for frame in frames[::-1]] == first[::-1]  # whatever was drawn before
+    DrawByEpoch(collator).on_epoch_begin(None, SimpleNamespace(epoch=1.5), None)
+    second = [collator.in_other_words(frame) for frame in frames]
+    assert second != first
+    assert SceneCollator(processor, seed=4).in_other_words(frames[0]) != first[0]
+    plain = {**frames[0], "reword": 0.0}
+    assert collator.in_other_words(plain) == plain and collator.in_other_words(FRAMES[0]) == FRAMES[0]
+
+
+def test_reworded_questions_are_what_the_batch_asks_about_the_same_cameras(processor):
+    frame = {"images": scene(0), "pairs": [("Are there cars to the back of the ego car?", "No.")] * 3, "reword": 1.0}
+    collator = PackedSceneCollator(processor, rig=NUSCENES)
+    expected = {**collator.in_other_words(frame), "reword": 0.0}
+    batch, same, plain = (collator([one]) for one in (frame, expected, {**frame, "reword": 0.0}))
+    assert torch.equal(batch["input_ids"], same["input_ids"])
+    assert batch["input_ids"].shape != plain["input_ids"].shape
+    assert set(batch[ASKED_CAMERAS].flatten().tolist()) == set(plain[ASKED_CAMERAS].flatten().tolist())
+
+
+def _pairs(one, other):
+    return zip(one["pairs"], other["pairs"], strict=True)
 
 
 def test_packing_works_in_bfloat16(processor):
