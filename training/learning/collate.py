@@ -15,9 +15,9 @@ Prompts come from the processor only, and the ids of a prompt are those that gen
 tokenised apart. That is also the tokenisation of the whole conversation, except where a tokenizer merges the end of a
 prompt with the start of an answer.
 
-A list of budgets draws one per batch, from a hash of the seed, the epoch and the batch's questions; so are the questions
-drawn that an example wants in other words (`reword`). Drawing from a random generator would not survive a restart: data
-loaders prefetch, and skip without collating.
+A list of budgets draws one per batch, from a hash of the seed, the epoch and the batch's questions; in the same way
+the questions are drawn that an example wants in other words (`reword`). Drawing from a random generator would not
+survive a restart: data loaders prefetch, and skip without collating.
 """
 
 import hashlib

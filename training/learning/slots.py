@@ -148,8 +148,11 @@ class WordTable:
     def vectors(self, embeddings: torch.Tensor) -> torch.Tensor:
         """A word's embedding, (words, hidden); of a word in pieces their mean, as long as a word is on average."""
         length = length_of(embeddings)
-        means = torch.stack([embeddings[pieces].mean(0) for pieces in self.pieces])
-        whole = torch.tensor([len(pieces) == 1 for pieces in self.pieces], device=means.device)
+        counts = torch.tensor([len(pieces) for pieces in self.pieces], device=embeddings.device)
+        flat = torch.tensor([piece for pieces in self.pieces for piece in pieces], device=embeddings.device)
+        # One look-up, whose gradient is one tensor as large as all embeddings.
+        means = nn.functional.embedding_bag(flat, embeddings, counts.cumsum(0) - counts, mode="mean")
+        whole = counts == 1
         return torch.where(whole[:, None], means, nn.functional.normalize(means, dim=-1) * length)
 
 
