@@ -4,9 +4,10 @@ import hashlib
 import re
 from collections.abc import Iterable, Sequence
 
+from training.data.asked import asked_by
 from training.data.rig import PLACE, SECTOR_WORDS, Rig
 from training.data.rows import Row
-from training.data.wording import STATUSES, plural
+from training.data.wording import STATUSES, existence_question, plural
 from training.metrics.answers import parse_counts, parse_yes_no
 
 _SECTOR = "|".join(SECTOR_WORDS)
@@ -21,13 +22,16 @@ def absent_object_questions(rows: Sequence[Row], rig: Rig) -> list[Row]:
     """One question per sector about a class that is not there; the answer is "No.".
 
     Only sectors whose objects the frame lists ("What are objects to the back of the ego car?") are asked about. The
-    class is neither there nor in a neighbouring sector, whose objects may reach into the picture; one that stands
+    class is one of which the frame counts zero there, which lets cars be asked about: they stand nearly everywhere.
+    Else it is neither there nor in a neighbouring sector, whose objects may reach into the picture; one that stands
     elsewhere around the car is preferred: a model that mixes up its cameras says "Yes.".
 
     Returns:
         rows with question_id `{scene}_{frame}_absent-{camera}`, `asked`, and the `camera` asked about.
     """
     present = _classes_by_camera(rows, rig)
+    denied = _denied(rows)
+    written = {row["question"] for row in rows}
     everywhere = set().union(*present.values()) if present else set()
     questions: list[Row] = []
     for row in rows:
@@ -36,15 +40,17 @@ def absent_object_questions(rows: Sequence[Row], rig: Rig) -> list[Row]:
             continue
         camera = rig.sectors[listing[1]][0]
         nearby = set().union(*(present.get(name, set()) for name in rig.neighbours(camera)))
-        absent = [name for name in ABSENT_CLASSES if name not in nearby]
-        candidates = [name for name in absent if name in everywhere] or absent
+        absent = [name for name in ABSENT_CLASSES if name not in nearby or (name, listing[1]) in denied]
+        absent = [name for name in absent if existence_question(name, None, listing[1]) not in written]
+        counted = [name for name in absent if (name, listing[1]) in denied]
+        candidates = counted or [name for name in absent if name in everywhere] or absent
         if not candidates:
             continue
         identifier = f"{row['scene_token']}_{row['frame_token']}_absent-{camera}"
         if any(identifier == question["question_id"] for question in questions):
             continue
         name = candidates[number_of(identifier) % len(candidates)]
-        text = f"Are there {plural(name)} to the {listing[1]} of the ego car?"
+        text = existence_question(name, None, listing[1])
         questions.append(
             {
                 **row,
@@ -72,6 +78,16 @@ def _classes_by_camera(rows: Iterable[Row], rig: Rig) -> dict[str, set[str]]:
         for camera in rig.named_in(question):
             present.setdefault(camera, set()).update(singular[word] for word in _CLASS.findall(text))
     return present
+
+
+def _denied(rows: Iterable[Row]) -> set[tuple[str, str]]:
+    """(class, sector) of which a frame itself says that there are zero."""
+    counted = [(asked_by(row["question"]), row["answer"]) for row in rows]
+    return {
+        (asked.name, asked.sector)
+        for asked, answer in counted
+        if asked and asked.kind == "count" and set(parse_counts(answer).values()) == {0}
+    }
 
 
 def number_of(key: str) -> int:

@@ -226,6 +226,24 @@ def test_absent_objects_are_absent(rows):
     assert absent_object_questions(rows[2:], NUSCENES) == []
 
 
+def test_a_class_next_door_is_absent_where_the_frame_counts_zero(frames, rows):
+    """Cars stand to the front left; in front only the frame's own "Zero." tells that none reaches into the picture."""
+    front = make_row(frames[0], 7, "What are objects to the front of the ego car?", "There is one barrier in front.")
+    zero = make_row(frames[0], 8, "How many cars are there to the front of the ego car?", "Zero.")
+    one = make_row(frames[0], 8, "How many buses are there to the front of the ego car?", "One.")
+
+    def asked(*more: dict) -> str:
+        (question,) = [
+            row for row in absent_object_questions([*rows, *more], NUSCENES) if row["camera"] == "CAM_FRONT"
+        ]
+        return question["asked"]
+
+    assert asked(front, zero) == asked(front, zero, one) == "Are there cars to the front of the ego car?"
+    assert asked(front) != asked(front, zero) != asked(front, one)
+    written = make_row(frames[0], 9, asked(front, zero), "No.")
+    assert asked(front, zero, written) not in (asked(front, zero), "Are there trucks to the front of the ego car?")
+
+
 def test_control_views_of_a_frame_without_fitting_questions(frames, rows):
     assert control_views(Control("paraphrase"), frames[0], rows[6:], frames, CAMERAS, NUSCENES) == []
     assert control_views(Control("sighted"), frames[0], [], frames, CAMERAS, NUSCENES) == []
