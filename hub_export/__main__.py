@@ -1,6 +1,7 @@
 """A checkpoint's way to the Hub and into other people's engines.
 
 python -m hub_export build --checkpoint outputs/run/final --out outputs/smoldriver
+python -m hub_export embed --checkpoint outputs/run/merge --blind outputs/run/blind/final
 python -m hub_export check outputs/smoldriver
 python -m hub_export push outputs/smoldriver your-name/smoldriver --dry_run
 python -m hub_export serve transformers outputs/smoldriver
@@ -24,6 +25,7 @@ from transformers import HfArgumentParser
 # {words: (module with `main`, its arguments, what it does)}; only the module of the command given is imported.
 COMMANDS = {
     "build": ("build", "BuildArguments", "a checkpoint → a folder that is ready for the Hub"),
+    "embed": ("embed", "EmbedArguments", "a SmolDriver and its blind twin → the default model of this repository"),
     "check": ("check", "CheckArguments", "prove a folder in a process that has nothing else"),
     "push": ("push", "PushArguments", "publish a checked folder"),
     "serve transformers": ("engines.transformers_server", "TransformersServerArguments", "transformers' own server"),

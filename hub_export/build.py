@@ -30,7 +30,7 @@ from hub_export.files import read_json, whole
 from hub_export.lineage import RECIPE, Note, load_run, notes_of
 from hub_export.reference import measure_reference, save_reference
 from hub_export.refuse import without_machine_paths
-from hub_export.results import check_fingerprint, load_metrics
+from hub_export.results import Metrics, check_fingerprint, load_metrics
 from smoldriver_hf import SmolDriverConfig, SmolDriverForConditionalGeneration, SmolDriverProcessor, load
 from smoldriver_hf.adapters import merge_adapter
 
@@ -92,6 +92,20 @@ def write_repository(args: BuildArguments, folder: Path) -> None:
     save_reference(measure_reference(model, processor), folder / REFERENCE)
     demo.write_demo(folder, model, processor, Path(args.examples) if args.examples else None)
 
+    save_model(model, processor, dtype, folder)
+    for path in Path(smoldriver_hf.__file__).parent.glob("*_smoldriver.py"):
+        shutil.copyfile(path, folder / path.name)
+    save_record(folder, notes, run, metrics, cost)
+    shutil.copyfile(LICENSE, folder / "LICENSE")
+    shutil.copyfile(TEMPLATES / "requirements.txt", folder / "requirements.txt")
+
+    card.write_card(folder, Path(args.out).name, license_name, args.dataset)
+
+
+def save_model(
+    model: SmolDriverForConditionalGeneration, processor: SmolDriverProcessor, dtype: torch.dtype, folder: Path
+) -> None:
+    """Weights in `dtype`, settings and processor, without what this machine left in them."""
     model.to(dtype)
     model.config.dtype = dtype
     for part in (model.config, model.config.text_config, model.config.vision_config, model.config.projector_config):
@@ -100,20 +114,19 @@ def write_repository(args: BuildArguments, folder: Path) -> None:
     processor.save_pretrained(folder)
     if not (folder / "generation_config.json").exists():
         model.generation_config.save_pretrained(folder)
-    for path in Path(smoldriver_hf.__file__).parent.glob("*_smoldriver.py"):
-        shutil.copyfile(path, folder / path.name)
     drop_local_settings(folder / "tokenizer_config.json")
 
+
+def save_record(
+    folder: Path, notes: list[Note], run: dict[str, Any] | None, metrics: Metrics | None, cost: dict[str, Any] | None
+) -> None:
+    """How the checkpoint came about, and what was measured of it."""
     (folder / RECIPE).mkdir()
     for number, note in enumerate(notes, 1):
         publish_json(note, folder / RECIPE / f"{number}-{note['stage']}.json")
     for content, name in ((run, card.RUN), (metrics, "metrics.json"), (cost, "cost.json")):
         if content is not None:
             publish_json(content, folder / name)
-    shutil.copyfile(LICENSE, folder / "LICENSE")
-    shutil.copyfile(TEMPLATES / "requirements.txt", folder / "requirements.txt")
-
-    card.write_card(folder, Path(args.out).name, license_name, args.dataset)
 
 
 def license_of(notes: list[Note], named: str | None) -> str:

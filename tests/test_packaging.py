@@ -20,9 +20,9 @@ EXTRAS = {
     "hub_export": ("export", "serve"),
     "benchmarks": ("train", "export"),
 }
-COME_WITH_TRANSFORMERS = {"numpy", "tokenizers", "tqdm"}
+COME_WITH_TRANSFORMERS = {"filelock", "numpy", "safetensors", "tokenizers", "tqdm"}
 # Imported where the user has them; what needs them says so.
-OPTIONAL = {"smoldriver_hf": {"peft"}, "hub_export": {"gradio", "ray", "vllm"}}
+OPTIONAL = {"smoldriver_hf": {"onnx", "peft"}, "hub_export": {"gradio", "ray", "vllm"}}
 # Required and imported by no file of the packages, and by whom they are used.
 USED_BY = {
     "evaluate": "the users' own scripts; a module of the challenge's score for it is still to come",

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # A call of each command that names what is not there.
 MISTAKES = {
     "build": "--checkpoint MISSING --out OUT --only_installed",
+    "embed": "--checkpoint MISSING --blind MISSING --out OUT",
     "check": "MISSING --only_installed",
     "push": "MISSING anna/smoldriver --dry_run",
     "serve transformers": "MISSING",
