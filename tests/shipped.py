@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from tiny import IMAGE_SIZE, tiny_text_config, tiny_tokenizer, tiny_vision_config
+from tiny import IMAGE_SIZE, lively, tiny_text_config, tiny_tokenizer, tiny_vision_config
 from transformers import Dinov2Model, LlamaForCausalLM
 
 from hub_export.embed import EmbedArguments
@@ -19,7 +19,7 @@ LAYERS = 2
 def write_parts(root: Path) -> Path:
     """A cache that has the tower's part already; returns what XDG_CACHE_HOME must say."""
     torch.manual_seed(0)
-    tower = Dinov2Model(tiny_vision_config(num_hidden_layers=LAYERS + 1))
+    tower = Dinov2Model(tiny_vision_config(num_hidden_layers=LAYERS + 1, use_mask_token=False))
     for parameter in tower.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     tower.save_pretrained(root / "cache" / "smoldriver" / DINOV2_PART.folder)
@@ -27,8 +27,8 @@ def write_parts(root: Path) -> Path:
 
 
 def write_checkpoint(root: Path, name: str, seed: int, blind: str | None = None, **changes) -> Path:
-    """A SmolDriver of the part's first layers and a language model of its own, with the note of a training."""
-    torch.manual_seed(seed)
+    """A SmolDriver of the part's first layers whose language model was trained, as it were, with the note of a training."""
+    torch.manual_seed(0)
     text = root / f"{name}-text"
     LlamaForCausalLM(tiny_text_config(**changes)).save_pretrained(text)
     tiny_tokenizer().save_pretrained(text)
@@ -43,6 +43,7 @@ def write_checkpoint(root: Path, name: str, seed: int, blind: str | None = None,
         dtype="float32" if blind else "bfloat16",  # as training.finetune and training.merge save them
     )
     model, processor = assemble(args)
+    lively(model.model.language_model, seed)
     note = make_note("finetune", FinetuneArguments(checkpoint="initial", data="data", blind=blind))
     return save_whole(args.output_dir, model, processor, note=note)
 

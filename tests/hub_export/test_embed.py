@@ -121,7 +121,7 @@ def test_a_twin_of_another_size_is_refused(args, tmp_path):
     root = tmp_path / "other"
     shutil.copytree(Path(args.checkpoint).parent / "cache", root / "cache")
     twin = write_checkpoint(root, "wide", 3, blind="text", intermediate_size=96)
-    with pytest.raises(ValueError, match="no twin of the checkpoint: they differ in text_config"):
+    with pytest.raises(ValueError, match="no twin of the checkpoint: they differ in .*text_config"):
         main(with_out(args, tmp_path, blind=str(twin)))
 
 
