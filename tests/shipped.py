@@ -27,7 +27,7 @@ def write_parts(root: Path) -> Path:
 
 
 def write_checkpoint(root: Path, name: str, seed: int, blind: str | None = None, **changes) -> Path:
-    """A SmolDriver of the part's first layers whose language model was trained, as it were, with the note of a training."""
+    """A SmolDriver of the part's first layers, its language model as if trained, with the note of a training."""
     torch.manual_seed(0)
     text = root / f"{name}-text"
     LlamaForCausalLM(tiny_text_config(**changes)).save_pretrained(text)
