@@ -11,6 +11,9 @@ DriveLM's own questions, joined by frame_token (nuScenes' sample_token) with a L
     python -m training.nuscenes --dataroot data/nuscenes --version v1.0-trainval --output_dir joined \\
         --drivelm_json v1_1_train_nus.json --views LIDAR_BEV MAP_BEV
 
+Other makers' data in this format (Lyft Level 5, TIER IV's T4) counts too; what their categories are in DriveLM's words
+`--categories FILE` can extend, a line each: `other_vehicle: truck`.
+
 Look at a key frame, boxes drawn into the cameras and from above (the first one, or `--frame_token TOKEN`):
 
     python -m training.nuscenes --dataroot data/nuscenes --version v1.0-mini --output_dir boxes --picture proof.png
@@ -48,8 +51,17 @@ from training.data.contents import Contents, write_contents
 from training.data.drivelm import key_frame, qa_entry, read_scenes, write_scenes
 from training.data.rig import EXTRA_VIEWS, Rig, read_rig, write_rig
 from training.data.wording import choose_key_objects, describe, object_tag, observed_status, perception_questions
-from training.nuscenes.geometry import Annotated, Sensor, find_rig, read_objects, read_sensors, reference_pose
-from training.nuscenes.views import proof_picture, read_lidar, render_lidar, render_map
+from training.nuscenes.geometry import (
+    CATEGORIES,
+    Annotated,
+    Sensor,
+    find_rig,
+    read_categories,
+    read_objects,
+    read_sensors,
+    reference_pose,
+)
+from training.nuscenes.views import lidar_file, map_record, proof_picture, read_lidar, render_lidar, render_map
 from training.stages.files import whole
 
 if TYPE_CHECKING:
@@ -72,6 +84,9 @@ CALIBRATION_SCHEMA = pa.schema(
 )
 
 
+_FILES_OF_VIEWS = {"LIDAR_BEV": lidar_file, "MAP_BEV": map_record}  # raise a ValueError where they are missing
+
+
 @dataclass
 class NuScenesArguments:
     """Where the data is and what to make of it."""
@@ -85,6 +100,7 @@ class NuScenesArguments:
     max_distance: float = field(default=60.0, metadata={"help": "ask about objects up to so many metres away"})
     min_pixels: float = field(default=24.0, metadata={"help": "and whose longer side has so many pixels of 1600x900"})
     rig: str | None = field(default=None, metadata={"help": "name or file, with all cameras; default: as calibrated"})
+    categories: str | None = field(default=None, metadata={"help": "file of categories and DriveLM's words for them"})
     picture: str | None = field(default=None, metadata={"help": "draw a proof picture of one key frame to this file"})
     frame_token: str | None = field(default=None, metadata={"help": "the key frame of --picture; default: the first"})
 
@@ -113,16 +129,31 @@ def open_nuscenes(dataroot: str | os.PathLike[str], version: str) -> NuScenes:
     tables = Path(dataroot, version)
     if not tables.is_dir():
         raise ValueError(f"--dataroot {dataroot} has no folder {version}; it holds: {_listing(Path(dataroot))}.")
+
+    class Tables(NuScenes):
+        """The devkit's, but logs may have no map, and maps no mask: other makers leave both out."""
+
+        def __load_table__(self, table_name: str) -> Any:
+            records = super().__load_table__(table_name)
+            if table_name != "map":
+                return records
+            mapped = {log for record in records for log in record.get("log_tokens", ())}
+            unmapped = [log["token"] for log in super().__load_table__("log") if log["token"] not in mapped]
+            maps = []
+            for record in [*records, {"token": "", "filename": "", "log_tokens": unmapped}]:
+                named = record.get("filename", "")
+                here = named if Path(dataroot, named).is_file() else ""  # the devkit insists on a path that is there
+                maps.append({"log_tokens": [], **record, "filename": here, "missing": "" if here else named})
+            return maps
+
     try:
-        nusc = NuScenes(version=version, dataroot=str(dataroot), verbose=False)
-    except (AssertionError, KeyError, IndexError, OSError) as error:
+        return Tables(version=version, dataroot=str(dataroot), verbose=False)
+    except (AssertionError, AttributeError, KeyError, IndexError, TypeError, OSError, ValueError) as error:
         raise ValueError(
             f"{tables} does not load as nuScenes tables. All 13 must be there (category, attribute, visibility, "
-            "instance, sensor, calibrated_sensor, ego_pose, log, scene, sample, sample_data, sample_annotation, map), "
-            "their tokens must fit together, and map must hold a record for every log whose mask file exists. "
-            f"The devkit said: {type(error).__name__}: {error}"
+            "instance, sensor, calibrated_sensor, ego_pose, log, scene, sample, sample_data, sample_annotation, map) "
+            f"and their tokens must fit together. The devkit said: {type(error).__name__}: {error}"
         ) from error
-    return nusc
 
 
 def main(args: NuScenesArguments) -> dict[str, Any]:
@@ -130,8 +161,10 @@ def main(args: NuScenesArguments) -> dict[str, Any]:
 
     Raises:
         ImportError: the devkit is not installed.
-        ValueError: a table, a file or a view that was asked for is missing; no drivelm.json is written then.
+        ValueError: a table, a file or a view that was asked for is missing, or nothing can be asked about the boxes;
+            no drivelm.json is written then.
     """
+    categories = CATEGORIES if args.categories is None else read_categories(args.categories)
     nusc = open_nuscenes(args.dataroot, args.version)
     output_dir = Path(args.output_dir)
     rig = _choose_rig(nusc, args.rig)
@@ -139,16 +172,21 @@ def main(args: NuScenesArguments) -> dict[str, Any]:
     _link(output_dir / "nuscenes", Path(args.dataroot))
     if args.picture is not None:
         sample = _find_sample(nusc, args.frame_token)
-        _save_image(proof_picture(nusc, sample, rig), Path(args.picture))
+        _save_image(proof_picture(nusc, sample, rig, categories), Path(args.picture))
 
     skipped: Counter[str] = Counter()
-    objects = _read_all_objects(nusc, args, skipped, rig)
+    objects = _read_all_objects(nusc, args, skipped, rig, categories)
     scenes = read_scenes(args.drivelm_json) if args.drivelm_json else box_scenes(nusc, args, objects, rig)
     frames = [
         (scene_token, token, frame)
         for scene_token, scene in scenes.items()
         for token, frame in scene["key_frames"].items()
     ]
+    if not args.drivelm_json and not any(rows for *_, frame in frames for rows in frame["QA"].values()):
+        raise ValueError(
+            f"nothing can be asked about the {sum(skipped.values())} boxes of {args.version} in {args.dataroot}; left "
+            f"out: {dict(skipped.most_common()) or 'none'}. --categories FILE gives categories a word of DriveLM's."
+        )
     lacking = count_lacking(nusc, rig, {token: frame for _, token, frame in frames})
     joined = _add_views(nusc, args, frames, rig, output_dir)
     write_rig(output_dir, rig)
@@ -213,6 +251,9 @@ def _add_views(
             f"None of the {len(frames)} frames of {args.drivelm_json} is a sample of {args.version} in "
             f"{args.dataroot}, which has {len(samples)}. DriveLM needs v1.0-trainval; is --version another one?"
         )
+    for _, token, _ in joined:  # before the first is drawn
+        for view in args.views:
+            _FILES_OF_VIEWS[view](nusc, samples[token])
     calibration: list[dict[str, Any]] = []
     for scene_token, token, frame in tqdm(joined, desc="views and calibration", unit="frame"):
         sensors = read_sensors(nusc, samples[token])
@@ -227,12 +268,16 @@ def _add_views(
 
 
 def _read_all_objects(
-    nusc: NuScenes, args: NuScenesArguments, skipped: Counter[str], rig: Rig
+    nusc: NuScenes,
+    args: NuScenesArguments,
+    skipped: Counter[str],
+    rig: Rig,
+    categories: Mapping[str, str | None],
 ) -> dict[str, list[Annotated]]:
     """By key frame, what can be asked about; `skipped` counts, by reason, the boxes that no question is about."""
     limits = {"min_pixels": args.min_pixels, "max_distance": args.max_distance}
     return {
-        sample["token"]: read_objects(nusc, sample, **limits, skipped=skipped, rig=rig)
+        sample["token"]: read_objects(nusc, sample, **limits, skipped=skipped, rig=rig, categories=categories)
         for sample in tqdm(nusc.sample, desc="boxes", unit="frame")
     }
 
@@ -255,7 +300,7 @@ def box_scenes(
 ) -> dict[str, Any]:
     """Every key frame of a nuScenes-format folder in DriveLM's structure, with perception questions from its boxes."""
     scenes: dict[str, Any] = {
-        scene["token"]: {"scene_description": scene["description"], "key_frames": {}} for scene in nusc.scene
+        scene["token"]: {"scene_description": scene.get("description", ""), "key_frames": {}} for scene in nusc.scene
     }
     for sample in tqdm(nusc.sample, desc="questions from boxes", unit="frame"):
         objects = boxes[sample["token"]]

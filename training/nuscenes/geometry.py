@@ -7,15 +7,19 @@ looks ahead). Every sensor has an ego pose of its own, because sensors do not fi
 
 from __future__ import annotations
 
+import os
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import yaml
 
 from training.data.drivelm import IMAGE_SIZE
 from training.data.rig import NUSCENES, Rig, make_rig
-from training.data.wording import SceneObject
+from training.data.wording import STATUSES, SceneObject
 
 if TYPE_CHECKING:
     from nuscenes.nuscenes import NuScenes
@@ -33,8 +37,25 @@ CATEGORIES: dict[str, str] = {
     "human.pedestrian": "pedestrian",
     "movable_object.barrier": "barrier",
     "movable_object.trafficcone": "traffic cone",
+    # Lyft Level 5 and TIER IV's T4, which name the class alone
+    "car": "car",
+    "police_car": "car",
+    "truck": "truck",
+    "ambulance": "truck",
+    "fire_truck": "truck",
+    "bus": "bus",
+    "trailer": "trailer",
+    "construction": "construction vehicle",
+    "bicycle": "bicycle",
+    "motorcycle": "motorcycle",
+    "pedestrian": "pedestrian",
+    "construction_worker": "pedestrian",
+    "police_officer": "pedestrian",
+    "barrier": "barrier",
+    "trafficcone": "traffic cone",
+    "traffic_cone": "traffic cone",
 }
-"""nuScenes categories and DriveLM's words for them; a prefix up to a dot is enough (vehicle.bus.rigid).
+"""Categories and DriveLM's words for them, in small letters; a prefix up to a dot is enough (vehicle.bus.rigid).
 
 nuScenes does not annotate traffic lights, so no question from boxes is about them."""
 
@@ -46,7 +67,31 @@ ATTRIBUTES: dict[str, str] = {
     "pedestrian.standing": "standing",
     "cycle.with_rider": "with rider",
     "cycle.without_rider": "without rider",
+    # TIER IV's T4
+    "vehicle_state.driving": "moving",
+    "vehicle_state.moving": "moving",
+    "vehicle_state.parked": "parked",
+    "vehicle_state.stopped": "stopped",
+    "pedestrian_state.moving": "moving",
+    "pedestrian_state.walking": "moving",
+    "pedestrian_state.standing": "standing",
+    "cycle_state.with_rider": "with rider",
+    "cycle_state.without_rider": "without rider",
+    # Lyft Level 5
+    "object_action_driving_straight_forward": "moving",
+    "object_action_left_turn": "moving",
+    "object_action_right_turn": "moving",
+    "object_action_lane_change_left": "moving",
+    "object_action_lane_change_right": "moving",
+    "object_action_u_turn": "moving",
+    "object_action_reversing": "moving",
+    "object_action_parked": "parked",
+    "object_action_stopped": "stopped",
+    "object_action_walking": "moving",
+    "object_action_running": "moving",
+    "object_action_standing": "standing",
 }
+"""Attributes and the states that DriveLM has for them, where the class can have that state."""
 
 EDGES = ((0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4), (1, 5), (2, 6), (3, 7))
 """The twelve edges of a box, as pairs of the devkit's corners: 0-3 are the front face, 4-7 the rear face."""
@@ -54,8 +99,12 @@ EDGES = ((0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4),
 NEAR = 0.1
 """Metres in front of a camera where boxes are cut off; what is behind it has no image."""
 
-HIDDEN_LEVEL = "v0-40"
-"""The nuScenes visibility level that nobody can be asked about: at most 40 % of the object shows in all cameras."""
+HIDDEN_LEVELS = ("v0-40", "partial", "none")
+"""Visibility levels that nobody can be asked about: at most 40 % of the object shows in all cameras (nuScenes), or
+less than half of it (T4's words)."""
+
+LIDARS = ("LIDAR_TOP", "LIDAR_CONCAT")
+"""Names of the LiDAR that looks all around; T4 joins the points of several to one."""
 
 
 @dataclass(frozen=True)
@@ -143,11 +192,11 @@ def reference_pose(sensors: dict[str, Sensor], sample: dict[str, Any], rig: Rig 
     Raises:
         ValueError: the key frame has neither.
     """
-    for channel in ("LIDAR_TOP", *rig.sectors.get("front", ()), *rig.names):
+    for channel in (*LIDARS, *rig.sectors.get("front", ()), *rig.names):
         if channel in sensors:
             return sensors[channel].global_from_ego
     raise ValueError(
-        f"Key frame {sample['token']} needs LIDAR_TOP or one of {', '.join(rig.names)} to know where the ego car is; "
+        f"Key frame {sample['token']} needs one of {', '.join((*LIDARS, *rig.names))} to know where the ego car is; "
         f"it has {', '.join(sensors) or 'no sensor data'}."
     )
 
@@ -232,6 +281,7 @@ def read_objects(
     max_distance: float,
     skipped: Counter[str],
     rig: Rig = NUSCENES,
+    categories: Mapping[str, str | None] = CATEGORIES,
 ) -> list[Annotated]:
     """The annotated objects of a key frame that a person could make out in the images.
 
@@ -240,18 +290,19 @@ def read_objects(
         min_pixels: the box's longer side must have this many pixels (of a 1600x900 image) in its best camera.
         max_distance: in metres from the ego car.
         skipped: counts, by reason, the boxes that are left out.
+        categories: DriveLM's words, see `read_categories`.
     """
     sensors = read_sensors(nusc, sample)
     ego_from_global = np.linalg.inv(reference_pose(sensors, sample, rig))
     objects = []
     for token in sample["anns"]:
         annotation = nusc.get("sample_annotation", token)
-        name = class_word(annotation["category_name"])
+        name = class_word(annotation["category_name"], categories)
         if name is None:
             skipped[f"category {annotation['category_name']} has no word in DriveLM"] += 1
             continue
         if not _can_be_seen(nusc, annotation):
-            skipped["hidden (visibility below 40 %, or none given and no LiDAR or radar point)"] += 1
+            skipped["hidden (little of it visible, or nothing known of that and no LiDAR or radar point)"] += 1
             continue
         position = transform(ego_from_global, np.array(annotation["translation"], dtype=float)[:, None])[:, 0]
         distance = float(np.hypot(position[0], position[1]))
@@ -269,25 +320,48 @@ def read_objects(
             skipped[f"smaller than {min_pixels:g} pixels"] += 1
             continue
         center = ((bounds[0] + bounds[2]) / 2, (bounds[1] + bounds[3]) / 2)
-        item = SceneObject(name, camera, center, distance, read_status(nusc, annotation))
+        item = SceneObject(name, camera, center, distance, read_status(nusc, annotation, name))
         objects.append(Annotated(item, bounds))
     return objects
 
 
-def class_word(category: str) -> str | None:
-    """DriveLM's word for a nuScenes category, None if it has none: `vehicle.bus.rigid` -> `bus`."""
-    while category and category not in CATEGORIES:
+def read_categories(file: str | os.PathLike[str]) -> dict[str, str | None]:
+    """`CATEGORIES`, extended or changed by a YAML or JSON file `{category: DriveLM's word}`; null leaves one out.
+
+    Raises:
+        ValueError: no such file, no mapping, or a word that DriveLM does not have.
+    """
+    try:
+        given = yaml.safe_load(Path(file).read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"--categories {file} cannot be read as YAML: {error}") from None
+    if not isinstance(given, dict) or not all(isinstance(name, str) for name in given):
+        raise ValueError(f"--categories {file} must hold lines like `other_vehicle: truck`; got {given!r:.200}")
+    for name, word in given.items():
+        if word is not None and word not in STATUSES:
+            raise ValueError(f"--categories {file}: {name} is one of {', '.join(STATUSES)}, or null; got {word!r}")
+    return {**CATEGORIES, **{name.lower(): word for name, word in given.items()}}
+
+
+def class_word(category: str, categories: Mapping[str, str | None] = CATEGORIES) -> str | None:
+    """DriveLM's word for a category, None if it has none: `vehicle.bus.rigid` -> `bus`."""
+    category = category.lower()
+    while category and category not in categories:
         category = category.rpartition(".")[0]
-    return CATEGORIES.get(category)
+    return categories.get(category)
 
 
-def read_status(nusc: NuScenes, annotation: dict[str, Any]) -> str | None:
-    """The status from the annotation's attributes, None if it has none that DriveLM has a word for."""
-    names = (nusc.get("attribute", token)["name"] for token in annotation["attribute_tokens"])
-    return next((ATTRIBUTES[name] for name in names if name in ATTRIBUTES), None)
+def read_status(nusc: NuScenes, annotation: dict[str, Any], name: str) -> str | None:
+    """The status from the annotation's attributes, None if there is none that DriveLM has for the class `name`."""
+    found = (ATTRIBUTES.get(nusc.get("attribute", token)["name"]) for token in annotation["attribute_tokens"])
+    return next((status for status in found if status in STATUSES[name]), None)
 
 
 def _can_be_seen(nusc: NuScenes, annotation: dict[str, Any]) -> bool:
-    if annotation["visibility_token"]:
-        return nusc.get("visibility", annotation["visibility_token"])["level"] != HIDDEN_LEVEL
-    return annotation["num_lidar_pts"] + annotation["num_radar_pts"] > 0
+    """By the visibility, where the data tells it, or else by the number of points; -1: nobody has counted them."""
+    levels = {record["token"]: record["level"] for record in nusc.visibility}
+    level = levels.get(annotation["visibility_token"])
+    if level is not None and level != "unavailable":
+        return level not in HIDDEN_LEVELS
+    points = [annotation.get(name, -1) for name in ("num_lidar_pts", "num_radar_pts")]
+    return sum(points) != 0 or min(points) < 0

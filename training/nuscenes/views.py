@@ -6,6 +6,7 @@ left, `2 * BEV_RANGE` metres on `BEV_SIZE` pixels. Neither shows an annotation: 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,17 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from training.data.rig import NUSCENES, Rig
-from training.nuscenes.geometry import Sensor, box_edges, class_word, read_sensors, reference_pose, see_box, transform
+from training.nuscenes.geometry import (
+    CATEGORIES,
+    LIDARS,
+    Sensor,
+    box_edges,
+    class_word,
+    read_sensors,
+    reference_pose,
+    see_box,
+    transform,
+)
 
 if TYPE_CHECKING:
     from nuscenes.nuscenes import NuScenes
@@ -23,6 +34,9 @@ BEV_RANGE = 50.0
 
 BEV_SIZE = 500
 """Pixels on a side: 0.2 metres a pixel."""
+
+POINT_BYTES = 20
+"""Of a point in a `.pcd.bin` file of nuScenes' format: five float32."""
 
 HEIGHTS = (-0.5, 3.5)
 """Metres above the ground that `LIDAR_BEV` tells apart, from black to full red."""
@@ -40,6 +54,7 @@ CLASS_COLORS: dict[str, str] = {
     "motorcycle": "violet",
     "barrier": "lightgray",
     "traffic cone": "lime",
+    "traffic light": "red",
 }
 
 
@@ -52,24 +67,46 @@ def bev_pixels(points: np.ndarray) -> np.ndarray:
     return np.stack([(BEV_RANGE - points[1]) * scale, (BEV_RANGE - points[0]) * scale])
 
 
+def lidar_file(nusc: NuScenes, sample: dict[str, Any]) -> Path:
+    """The file of a key frame's LiDAR sweep, whole numbers of points by its size.
+
+    Raises:
+        ValueError: the key frame has no such LiDAR, or its file is missing, empty or cut.
+    """
+    channel = next((name for name in LIDARS if name in sample["data"]), None)
+    if channel is None:
+        raise ValueError(
+            f"LIDAR_BEV needs {' or '.join(LIDARS)} in every key frame; {sample['token']} has "
+            f"{', '.join(sample['data']) or 'no sensor data'}. Leave LIDAR_BEV out of --views."
+        )
+    path = Path(nusc.dataroot, nusc.get("sample_data", sample["data"][channel])["filename"])
+    if not path.is_file():
+        raise ValueError(f"LIDAR_BEV needs the point cloud of key frame {sample['token']}, which is missing: {path}")
+    size = path.stat().st_size
+    if size == 0 or size % POINT_BYTES:
+        raise ValueError(
+            f"LIDAR_BEV needs the point cloud of key frame {sample['token']} whole, {POINT_BYTES} bytes a point "
+            f"(float32 x, y, z, intensity, ring) and one point at least; {path} has {size} bytes"
+            + ("; is it cut off, or are there four numbers a point?" if size else "")
+        )
+    return path
+
+
 def read_lidar(nusc: NuScenes, sensors: dict[str, Sensor], sample: dict[str, Any]) -> np.ndarray:
     """The LiDAR sweep of a key frame in the ego frame: (4, N), x, y, z in metres and intensity 0..255.
 
     Raises:
-        ValueError: the key frame has no LIDAR_TOP, or its file is missing.
+        ValueError: see `lidar_file`; or the file holds no point, only what are no numbers.
     """
     from nuscenes.utils.data_classes import LidarPointCloud
 
-    if "LIDAR_TOP" not in sensors:
-        raise ValueError(
-            f"LIDAR_BEV needs LIDAR_TOP in every key frame; {sample['token']} has "
-            f"{', '.join(sensors) or 'no sensor data'}. Leave LIDAR_BEV out of --views."
-        )
-    path = Path(nusc.dataroot, sensors["LIDAR_TOP"].path)
-    if not path.is_file():
-        raise ValueError(f"LIDAR_BEV needs the point cloud of key frame {sample['token']}, which is missing: {path}")
+    path = lidar_file(nusc, sample)
     cloud = LidarPointCloud.from_file(str(path))
-    cloud.transform(sensors["LIDAR_TOP"].ego_from_sensor)
+    cloud.points = cloud.points[:, np.isfinite(cloud.points).all(axis=0)]  # a beam that nothing sent back
+    if not cloud.nbr_points():
+        raise ValueError(f"LIDAR_BEV needs numbers; the point cloud {path} of key frame {sample['token']} has none")
+    channel = next(name for name in LIDARS if name in sensors)
+    cloud.transform(sensors[channel].ego_from_sensor)
     return cloud.points
 
 
@@ -93,18 +130,30 @@ def render_lidar(points: np.ndarray) -> Image.Image:
     return image
 
 
+def map_record(nusc: NuScenes, sample: dict[str, Any]) -> dict[str, Any]:
+    """The record of the map that a key frame drives on.
+
+    Raises:
+        ValueError: no map is told for its log, or the map's mask is missing.
+    """
+    log = nusc.get("scene", sample["scene_token"])["log_token"]
+    record = next((record for record in nusc.map if log in record["log_tokens"]), None)
+    if record is None or not record["filename"]:
+        told = f"which is missing: {record['missing']}" if record and record["missing"] else "and map.json names none"
+        raise ValueError(
+            f"MAP_BEV needs the map mask of key frame {sample['token']}, {told}. Leave MAP_BEV out of --views."
+        )
+    return record
+
+
 def render_map(nusc: NuScenes, sample: dict[str, Any], global_from_ego: np.ndarray) -> Image.Image:
     """Draw the drivable surface around the ego car, from the map mask of the key frame's log: grey on black.
 
     Raises:
         ValueError: the map mask is missing, or the ego car is not on it (as with a placeholder for the map).
     """
-    scene = nusc.get("scene", sample["scene_token"])
-    record = nusc.get("map", nusc.get("log", scene["log_token"])["map_token"])
-    path = Path(nusc.dataroot, record["filename"])
-    if not path.is_file():
-        raise ValueError(f"MAP_BEV needs the map mask of key frame {sample['token']}, which is missing: {path}")
-    mask = record["mask"]
+    record = map_record(nusc, sample)
+    path, mask = Path(nusc.dataroot, record["filename"]), record["mask"]
     height, width = mask.mask().shape[:2]
     x, y = global_from_ego[:2, 3]
     column, row = mask.to_pixel_coords(x, y)
@@ -133,7 +182,12 @@ def draw_ego(image: Image.Image) -> None:
     ImageDraw.Draw(image).polygon([(float(column), float(row)) for column, row in bev_pixels(corners).T], fill=EGO)
 
 
-def proof_picture(nusc: NuScenes, sample: dict[str, Any], rig: Rig = NUSCENES) -> Image.Image:
+def proof_picture(
+    nusc: NuScenes,
+    sample: dict[str, Any],
+    rig: Rig = NUSCENES,
+    categories: Mapping[str, str | None] = CATEGORIES,
+) -> Image.Image:
     """Draw a key frame to be looked at: the cameras with all projected boxes, and points and boxes from above.
 
     Boxes appear in every camera that sees them, coloured by class; a class without a DriveLM word is left out.
@@ -142,7 +196,7 @@ def proof_picture(nusc: NuScenes, sample: dict[str, Any], rig: Rig = NUSCENES) -
     pose = reference_pose(sensors, sample, rig)
     boxes = []
     for token in sample["anns"]:
-        name = class_word(nusc.get("sample_annotation", token)["category_name"])
+        name = class_word(nusc.get("sample_annotation", token)["category_name"], categories)
         if name is not None:
             boxes.append((name, nusc.get_box(token).corners()))
     width, height = 640, 360
@@ -155,7 +209,7 @@ def proof_picture(nusc: NuScenes, sample: dict[str, Any], rig: Rig = NUSCENES) -
             tile = _camera_tile(Path(nusc.dataroot, sensors[channel].path), sensors[channel], boxes, (width, height))
         ImageDraw.Draw(tile).text((6, 4), channel, fill="white", stroke_width=1, stroke_fill="black", font_size=18)
         picture.paste(tile, (index % columns * width, index // columns * height))
-    points = read_lidar(nusc, sensors, sample) if "LIDAR_TOP" in sensors else np.zeros((4, 0))
+    points = read_lidar(nusc, sensors, sample) if any(name in sensors for name in LIDARS) else np.zeros((4, 0))
     picture.paste(_top_tile(points, np.linalg.inv(pose), boxes, side), (columns * width, 0))
     return picture
 

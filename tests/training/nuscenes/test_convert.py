@@ -193,6 +193,15 @@ def at(camera: str, distance: float) -> tuple[float, float]:
     return 1.0 + distance * math.cos(angle), distance * math.sin(angle)
 
 
+CAR_AHEAD = {"name": "vehicle.car", "at": (11.0, 0.0)}
+
+
+def change(root: Path, table: str, rows: Any) -> None:
+    """Another content of a table: rows, or a function of each row."""
+    file = root / VERSION / f"{table}.json"
+    file.write_text(json.dumps([rows(row) for row in json.loads(file.read_text())] if callable(rows) else rows))
+
+
 def arguments(root: Path, output_dir: Path, **more: Any) -> NuScenesArguments:
     return NuScenesArguments(dataroot=str(root), version=VERSION, output_dir=str(output_dir), **more)
 
@@ -409,7 +418,7 @@ def test_map_view_turns_with_the_ego_car(tmp_path: Path) -> None:
 
 
 def test_map_without_the_ego_car_is_an_error(tmp_path: Path) -> None:
-    root = make_root(tmp_path / "root", [])
+    root = make_root(tmp_path / "root", [CAR_AHEAD])
     Image.new("L", (20, 20), 255).save(root / "maps" / "mask.png")
     with pytest.raises(ValueError, match=r"at \(60.0, 40.0\) m, .*mask.png covers \(0, 0\) to \(2, 2\) m.*--views"):
         main(arguments(root, tmp_path / "out", views=["MAP_BEV"]))
@@ -558,7 +567,159 @@ def test_questions_from_the_real_frame(tmp_path: Path) -> None:
     assert all((tmp_path / path.removeprefix("../")).is_file() for path in frame["image_paths"].values())
 
 
+# ---------------------------------------------------------------------------------------------- other makers
+
+
+def questions_of(root: Path, output_dir: Path, **more: Any) -> list[tuple[str, str]]:
+    main(arguments(root, output_dir, **more))
+    return [(entry["Q"], entry["A"]) for entry in read_frame(output_dir)["QA"]["perception"]]
+
+
+SHORT_NAMES = {"vehicle.car": "car", "human.pedestrian.adult": "pedestrian", "vehicle.bicycle": "bicycle"}
+STATES = {
+    "lyft": {
+        "vehicle.parked": "object_action_parked",
+        "pedestrian.standing": "object_action_standing",
+        "cycle.with_rider": "",  # Lyft says where a bicycle goes, not who rides it
+    },
+    "t4": {
+        "vehicle.parked": "vehicle_state.parked",
+        "pedestrian.standing": "pedestrian_state.standing",
+        "cycle.with_rider": "cycle_state.with_rider",
+    },
+}
+
+
+def objects_of(root: Path) -> list[tuple[str, str | None]]:
+    nusc = open_nuscenes(root, VERSION)
+    found = read_objects(nusc, nusc.sample[0], min_pixels=1, max_distance=60, skipped=Counter())
+    return [(one.item.name, one.item.status) for one in found]
+
+
+@pytest.mark.parametrize("maker", ["lyft", "t4"])
+def test_other_makers_names_mean_the_same(tmp_path: Path, maker: str) -> None:
+    boxes = [
+        {"name": "vehicle.car", "at": (11.0, 0.0), "attribute": "vehicle.parked"},
+        {"name": "human.pedestrian.adult", "at": (9.0, 3.0), "attribute": "pedestrian.standing"},
+        {"name": "vehicle.bicycle", "at": (12.0, -4.0), "attribute": "cycle.with_rider"},
+    ]
+    root = make_root(tmp_path / "root", boxes)
+    assert objects_of(root) == [("car", "parked"), ("pedestrian", "standing"), ("bicycle", "with rider")]
+    change(root, "category", lambda row: row | {"name": SHORT_NAMES[row["name"]]})
+    change(
+        root,
+        "attribute",
+        lambda row: row | {"name": STATES[maker][row["name"]] or "object_action_driving_straight_forward"},
+    )
+    rider = "with rider" if maker == "t4" else None
+    assert objects_of(root) == [("car", "parked"), ("pedestrian", "standing"), ("bicycle", rider)]
+
+
+@pytest.mark.parametrize(
+    ("visibility", "points", "seen"),
+    [
+        ("", -1, True),  # nobody has counted
+        ("", 0, False),
+        ("", 3, True),
+        ("gone", 3, True),  # names no level
+        ("gone", 0, False),
+        ("none", 5, False),
+        ("full", 0, True),
+        ("unavailable", 0, False),
+        ("unavailable", -1, True),
+    ],
+)
+def test_what_can_be_seen_where_others_write_it_differently(
+    tmp_path: Path, visibility: str, points: int, seen: bool
+) -> None:
+    root = make_root(tmp_path / "root", [{**CAR_AHEAD, "visibility": visibility, "points": points}])
+    levels = ("full", "most", "partial", "none", "unavailable")
+    change(root, "visibility", [{"token": level, "level": level, "description": ""} for level in levels])
+    assert objects_of(root) == ([("car", None)] if seen else [])
+
+
+def test_boxes_without_point_counts_are_asked_about(tmp_path: Path) -> None:
+    root = make_root(tmp_path / "root", [{**CAR_AHEAD, "visibility": ""}])
+    drop = {"num_lidar_pts", "num_radar_pts"}
+    change(root, "sample_annotation", lambda row: {key: value for key, value in row.items() if key not in drop})
+    assert objects_of(root) == [("car", None)]
+
+
+def test_dummy_maps_and_logs_cost_only_the_map_view(tmp_path: Path) -> None:
+    wanted = questions_of(make_root(tmp_path / "whole", [CAR_AHEAD]), tmp_path / "out")
+    lost = {"token": "map", "log_tokens": ["log"], "category": "", "filename": "maps/gone.png"}
+    for name, tables in {
+        "empty": {"map": [], "log": []},
+        "no map": {"map": []},
+        "no log": {"log": []},
+        "no file": {"map": [lost]},
+        "no logs named": {"map": [{**lost, "log_tokens": []}]},
+    }.items():
+        root = make_root(tmp_path / name, [CAR_AHEAD])
+        for table, rows in tables.items():
+            change(root, table, rows)
+        assert questions_of(root, tmp_path / f"{name} out", views=["LIDAR_BEV"]) == wanted
+        if name != "no log":
+            told = "missing: maps/gone.png" if name == "no file" else "map.json names none"
+            with pytest.raises(ValueError, match=f"MAP_BEV needs the map mask of key frame sample.*{told}"):
+                main(arguments(root, tmp_path / f"{name} map", views=["MAP_BEV"]))
+
+
+def test_t4_joins_its_lidars_to_one(tmp_path: Path) -> None:
+    root = make_root(tmp_path / "root", [CAR_AHEAD])
+    change(root, "sensor", lambda row: {**row, "channel": row["channel"].replace("LIDAR_TOP", "LIDAR_CONCAT")})
+    main(arguments(root, tmp_path / "out", views=["LIDAR_BEV"], picture=str(tmp_path / "proof.png")))
+    view = np.asarray(Image.open(tmp_path / "out" / "views" / "LIDAR_BEV" / "sample.png"))
+    assert view[BEV_SIZE // 2 - 50, BEV_SIZE // 2 - 25].any()  # 10 m ahead, 5 m to the left
+
+
+def test_a_file_extends_the_categories(tmp_path: Path) -> None:
+    boxes = [CAR_AHEAD, {"name": "other_vehicle", "at": (9.0, 3.0)}, {"name": "animal", "at": (9.0, -3.0)}]
+    root = make_root(tmp_path / "root", boxes)
+    file = tmp_path / "categories.yaml"
+    file.write_text("Other_Vehicle: truck\nvehicle.car: null\n")
+    questions = questions_of(root, tmp_path / "out", categories=str(file))
+    assert "truck" in str(questions) and "car is" not in str(questions)
+    (info,) = read_frame(tmp_path / "out")["key_object_infos"].values()
+    assert "truck" in info["Visual_description"].lower()
+    file.write_text('{"animal": "elephant"}')
+    with pytest.raises(ValueError, match="categories.yaml: animal is one of car, truck.*got 'elephant'"):
+        main(arguments(root, tmp_path / "out", categories=str(file)))
+    for content in ("- car", "car", "{", "1: car"):
+        file.write_text(content)
+        with pytest.raises(ValueError, match="--categories .*categories.yaml (must hold|cannot be read)"):
+            main(arguments(root, tmp_path / "out", categories=str(file)))
+    with pytest.raises(ValueError, match="--categories .*gone.yaml cannot be read"):
+        main(arguments(root, tmp_path / "out", categories=str(tmp_path / "gone.yaml")))
+
+
+def test_a_fleet_about_which_nothing_can_be_asked_is_an_error(tmp_path: Path) -> None:
+    root = make_root(tmp_path / "root", [{"name": "tram", "at": (11.0, 0.0)}] * 2)
+    with pytest.raises(ValueError, match="nothing can be asked about the 2 boxes.*category tram.*--categories FILE"):
+        main(arguments(root, tmp_path / "out"))
+    assert not (tmp_path / "out" / "drivelm.json").exists()
+
+
 # ---------------------------------------------------------------------------------------------- teaching errors
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 8, b"\0" * 21, np.full(10, np.nan, np.float32).tobytes()])
+def test_a_broken_lidar_file_is_named(tmp_path: Path, content: bytes) -> None:
+    root = make_root(tmp_path / "root", [CAR_AHEAD])
+    (root / "samples" / "LIDAR_TOP" / "0.pcd.bin").write_bytes(content)
+    for more in ({"views": ["LIDAR_BEV"]}, {"picture": str(tmp_path / "proof.png")}):
+        with pytest.raises(ValueError, match=r"key frame sample.*0\.pcd\.bin|0\.pcd\.bin of key frame sample"):
+            main(arguments(root, tmp_path / "out", **more))
+    assert not (tmp_path / "out" / "drivelm.json").exists() and not (tmp_path / "proof.png").exists()
+
+
+def test_beams_that_nothing_sent_back_are_no_points(tmp_path: Path) -> None:
+    root = make_root(tmp_path / "root", [CAR_AHEAD])
+    file = root / "samples" / "LIDAR_TOP" / "0.pcd.bin"
+    points = np.fromfile(file, dtype=np.float32)
+    np.concatenate([points, np.full(5, np.nan, np.float32), points]).tofile(file)
+    nusc = open_nuscenes(root, VERSION)
+    assert read_lidar(nusc, read_sensors(nusc, nusc.sample[0]), nusc.sample[0]).shape == (4, 2)
 
 
 def test_missing_devkit_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -577,11 +738,11 @@ def test_missing_tables_are_explained(tmp_path: Path) -> None:
 
 
 def test_missing_lidar_is_explained(tmp_path: Path) -> None:
-    root = make_root(tmp_path / "root", [], lidar=False)
+    root = make_root(tmp_path / "root", [CAR_AHEAD], lidar=False)
     with pytest.raises(ValueError, match="LIDAR_BEV needs LIDAR_TOP.*Leave LIDAR_BEV out"):
         main(arguments(root, tmp_path / "out", views=["LIDAR_BEV"]))
     main(arguments(root, tmp_path / "out", picture=str(tmp_path / "proof.png")))  # everything else works without
-    other = make_root(tmp_path / "other", [])
+    other = make_root(tmp_path / "other", [CAR_AHEAD])
     shutil.rmtree(other / "samples" / "LIDAR_TOP")
     with pytest.raises(ValueError, match="point cloud of key frame sample, which is missing"):
         main(arguments(other, tmp_path / "out", views=["LIDAR_BEV"]))
