@@ -53,6 +53,7 @@ from training.evaluation.scoring import all_scores, in_pixels, submission
 from training.evaluation.surroundings import Around, surroundings
 from training.stages.command_line import run
 from training.stages.files import command_of, is_done, whole, write_json
+from training.stages.recipes import Stage
 
 VERSIONS = (torch, transformers, peft, np)
 LOADED_WITH = ("num_queries", "image_splitting", "load_in_4bit", "precision")  # options of `load_answerer`
@@ -211,6 +212,15 @@ def counts_of(frames: Sequence[Frame], results: Mapping[str, Sequence[Prediction
         "errors": sum(row["error"] is not None for row in results["sighted"]),
         "answers": {control: len(predictions) for control, predictions in results.items()},
     }
+
+
+def shares_right(folder: Path) -> dict[str, float]:
+    """Right answers under each control, from metrics.json."""
+    results = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["results"]
+    return {control: scores["accuracy"] for control, scores in results.items()}
+
+
+STAGE = Stage(start="checkpoint", inputs=("checkpoint", "data", "adapter"), resumes=True, figures=shares_right)
 
 
 def main(args: EvaluateArguments) -> Metrics:

@@ -2,16 +2,19 @@
 
     python -m training.run --recipe toyworld
     python -m training.run --recipe training/recipes/smolvlm2-256m.yaml --data data/drivelm
+    python -m training.run --recipe toyworld --jobs 2
     python -m training.run --recipe smolvlm2-256m --launcher "torchrun --nproc_per_node 8"
     python -m training.run --recipe smolvlm2-2.2b-paper \\
         --launcher "accelerate launch --config_file training/recipes/accelerate/fsdp2.yaml"
 
 What a recipe says is told in `training.stages.recipes`. A stage writes `output_dir/STAGE` where its section does not
-say otherwise. `processes` makes a stage run in so many processes of this machine, each with the section's batch size.
+say otherwise. `processes` makes a stage run in so many processes of this machine, each with the section's batch size;
+with `--jobs` so many stages run side by side, as soon as what they read is there.
 
 `output_dir/run.json` records for each stage its command, arguments, versions, sha256 of everything it read and wrote,
 minutes and figures. A stage is skipped if its record says finished and arguments, inputs and output are still as they
-were; where they are not, the run stops and says what changed. A stage that was killed goes on where it stopped.
+were; where they are not, it is refused by what changed. A stage that was killed goes on where it stopped. A stage that
+fails holds up those that read its result; the others are run first.
 """
 
 import hashlib
@@ -22,9 +25,11 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -32,6 +37,7 @@ from filelock import FileLock, Timeout
 from training.data.rows import read_dataset_info
 from training.stages import command_line
 from training.stages.files import differences, flags, sha256, write_json
+from training.stages.jobs import side_by_side
 from training.stages.recipes import PROCESSES, PlannedStage, Recipe, plan, read_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,6 +50,11 @@ class RunArguments:
     output_dir: str | None = field(default=None, metadata={"help": "Folder for all stages; default: the recipe's."})
     data: str | None = field(default=None, metadata={"help": "Prepared data; default: the recipe's."})
     launcher: str | None = field(default=None, metadata={"help": "Command in front of stages, e.g. torchrun."})
+    jobs: int = field(default=1, metadata={"help": "Stages side by side; what they say goes to OUTPUT_DIR/logs."})
+
+    def __post_init__(self) -> None:
+        if self.jobs < 1:
+            raise ValueError(f"jobs must be at least 1; got {self.jobs}")
 
 
 def inputs_of(stage: PlannedStage) -> dict[str, dict[str, Any]]:
@@ -98,10 +109,12 @@ class Record:
         self.file = file
         self.content: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {"stages": {}}
         self.content["recipe"] = {"path": str(recipe), "sha256": sha256(recipe)}
+        self.lock = Lock()
 
     def __setitem__(self, stage: str, entry: dict[str, Any]) -> None:
-        self.content["stages"][stage] = entry
-        write_json(self.file, self.content)
+        with self.lock:
+            self.content["stages"][stage] = entry
+            write_json(self.file, self.content)
 
     def get(self, stage: str) -> dict[str, Any] | None:
         return self.content["stages"].get(stage)
@@ -129,9 +142,18 @@ def is_finished(name: str, stage: PlannedStage, record: Record, now: dict[str, A
 
 
 def run_stage(
-    name: str, stage: PlannedStage, now: dict[str, Any], record: Record, launcher: str | None, env: dict[str, str]
+    name: str,
+    stage: PlannedStage,
+    now: dict[str, Any],
+    record: Record,
+    launcher: str | None,
+    env: dict[str, str],
+    log: Path | None,
 ) -> None:
     """Run a stage's command and record what came of it.
+
+    Args:
+        log: file for what it says; None: it says it here.
 
     Raises:
         ChildProcessError: the command failed.
@@ -151,17 +173,16 @@ def run_stage(
     command = shlex.join(["python", *words[1:]] if words[0] == sys.executable else words)
     minutes = before["minutes"] if before is not None and folder.exists() else 0.0
     record[name] = entry = {**now, "status": "running", "command": command, "minutes": minutes}
-    print(f"== {name}: {entry['command']}", flush=True)
+    print(f"== {name}: {log or command}", flush=True)
     began = time.monotonic()
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     boards = {"TENSORBOARD_LOGGING_DIR": str(folder / "tensorboard")}
-    code = subprocess.run(words, env={**os.environ, **boards, **env, "PYTHONPATH": path}).returncode
+    code = call(words, {**os.environ, **boards, **env, "PYTHONPATH": path}, log)
     entry["minutes"] = round(entry["minutes"] + (time.monotonic() - began) / 60, 3)
     if code:
         record[name] = entry
-        raise ChildProcessError(
-            f"stage {name} failed (exit status {code}); its output is above, its command in {record.file}"
-        )
+        said = f"{log} ends: {log.read_text().splitlines()[-1]}" if log else "its output is above"
+        raise ChildProcessError(f"stage {name} failed (exit status {code}); its command is in {record.file}; {said}")
     record[name] = {
         **entry,
         "status": "finished",
@@ -172,24 +193,58 @@ def run_stage(
     }
 
 
-def run(recipe: Recipe, root: Path, data: str | None = None, launcher: str | None = None) -> Path:
+def call(words: list[str], env: dict[str, str], log: Path | None) -> int:
+    """Run a command, heard here or, with all that it says, in a log; returns its exit status."""
+    if log is None:
+        return subprocess.run(words, env=env).returncode
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as out:
+        out.write(f"$ {shlex.join(words)}\n")
+        out.flush()
+        return subprocess.run(words, env=env, stdout=out, stderr=out).returncode
+
+
+def run(
+    recipe: Recipe,
+    root: Path,
+    data: str | None = None,
+    launcher: str | None = None,
+    jobs: int = 1,
+    after: Callable[[str], None] = lambda name: None,
+) -> Path:
     """Run what is not finished in `root`; returns `run.json`.
+
+    Args:
+        jobs: stages side by side.
+        after: is called with the name of each stage that was run.
 
     Raises:
         ValueError: a stage that cannot be run as asked, naming what to change.
         ChildProcessError: a stage failed.
     """
     stages = plan(recipe.sections, root, data or recipe.data)
+    needs = {name: {other for others in stage.reads.values() for other in others} for name, stage in stages.items()}
+    was_run: set[str] = set()
     root.mkdir(parents=True, exist_ok=True)
+
+    def bring_about(name: str) -> None:
+        stage = stages[name]
+        now = {"arguments": stage.arguments, "inputs": inputs_of(stage)}
+        if is_finished(name, stage, record, now):
+            print(f"== {name}: finished before, {stage.result}", flush=True)
+        else:
+            log = root / "logs" / f"{name}.txt" if jobs > 1 else None
+            run_stage(name, stage, now, record, launcher, recipe.env, log)
+            was_run.add(name)
+
+    def told(name: str) -> None:
+        if name in was_run:
+            after(name)
+
     try:
         with FileLock(root / ".lock", timeout=0):
             record = Record(root / "run.json", recipe.file)
-            for name, stage in stages.items():
-                now = {"arguments": stage.arguments, "inputs": inputs_of(stage)}
-                if is_finished(name, stage, record, now):
-                    print(f"== {name}: finished before, {stage.result}")
-                else:
-                    run_stage(name, stage, now, record, launcher, recipe.env)
+            side_by_side(needs, bring_about, jobs, told)
     except Timeout:
         raise ValueError(f"another run is at work in {root}") from None
     print(f"== done: {record.file}")
@@ -199,7 +254,7 @@ def run(recipe: Recipe, root: Path, data: str | None = None, launcher: str | Non
 def main(args: RunArguments) -> Path:
     """Run a recipe; returns `run.json`."""
     recipe = read_recipe(args.recipe)
-    return run(recipe, Path(args.output_dir or recipe.output_dir), args.data, args.launcher)
+    return run(recipe, Path(args.output_dir or recipe.output_dir), args.data, args.launcher, args.jobs)
 
 
 if __name__ == "__main__":

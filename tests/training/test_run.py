@@ -12,7 +12,7 @@ from filelock import FileLock
 from training import run
 from training.run import RunArguments, fingerprint, main
 from training.stages.files import flags
-from training.stages.recipes import module_of
+from training.stages.recipes import module_of, read_recipe
 
 
 def recipe_file(folder: Path, **sections) -> str:
@@ -31,7 +31,7 @@ class Commands:
         self.found: dict[str, list[str]] = {}
         self.fails: dict[str, int | type[BaseException]] = {}
 
-    def __call__(self, command, env):
+    def __call__(self, command, env, stdout=None, stderr=None):
         words = command[len(command) - command[::-1].index("-m") :]  # after the last -m: a launcher may have its own
         arguments = {word[2:]: value for word, value in zip(words, words[1:], strict=False) if word.startswith("--")}
         folder = Path(arguments["output_dir"])
@@ -41,6 +41,8 @@ class Commands:
         self.found[folder.name] = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "half.txt").write_text("begun")
+        if stdout is not None:
+            stdout.write(f"{folder.name} says\n")
         failure = self.fails.pop(folder.name, 0)
         if not isinstance(failure, int):
             raise failure()
@@ -61,6 +63,8 @@ class Commands:
             result.mkdir()
             (result / "model.safetensors").write_text("trained")
             (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 3.0}\n{"step": 2, "loss": 2.0}\n')
+        elif module == "evaluate":
+            (folder / "metrics.json").write_text('{"results": {"sighted": {"accuracy": 0.5}}}')
         else:
             (folder / "model.safetensors").write_text("weights")
 
@@ -271,6 +275,31 @@ def test_a_stage_in_several_processes(tmp_path, commands):
     assert record["command"].startswith("python -m torch.distributed.run ") and record["arguments"]["processes"] == 2
     launched = main(RunArguments(recipe, output_dir=str(tmp_path / "other"), launcher="torchrun --nproc_per_node 4"))
     assert stages_of(launched)["heal"]["command"].startswith("torchrun --nproc_per_node 4 -m training.finetune ")
+
+
+def test_stages_side_by_side_say_what_they_say_in_logs(tmp_path, commands, capsys):
+    others = {"blind": HEAL | {"from": "assemble"}, "told": {"module": "evaluate", "from": "heal", "data": "prepare"}}
+    recipe = recipe_file(tmp_path, **SECTIONS, **others)
+    commands.fails["heal"] = 2
+    with pytest.raises(ChildProcessError, match=r"stage heal failed .*logs/heal.txt ends: .*heal says"):
+        main(RunArguments(recipe, jobs=2))
+    assert set(commands.ran) == {"toyworld", "prepare", "assemble", "heal", "blind"}  # what does not need it
+    commands.ran.clear()
+    file = main(RunArguments(recipe, jobs=2))
+    assert commands.ran[0] == "heal" and set(commands.ran) == {"heal", "adapt", "merge", "told"}
+    assert {entry["status"] for entry in stages_of(file).values()} == {"finished"}
+    assert (tmp_path / "out/logs/heal.txt").read_text().count("heal says") == 2
+    assert "adapt says" not in capsys.readouterr().out
+    with pytest.raises(ValueError, match="jobs must be at least 1; got 0"):
+        RunArguments(recipe, jobs=0)
+
+
+def test_who_waits_is_told_what_was_run(tmp_path, commands):
+    recipe = read_recipe(recipe_file(tmp_path, **SECTIONS))
+    told: list[str] = []
+    run.run(recipe, tmp_path / "out", after=told.append)
+    run.run(recipe, tmp_path / "out", after=told.append)
+    assert told == list(SECTIONS)
 
 
 def test_two_runs_never_share_a_folder(tmp_path, commands):

@@ -99,7 +99,7 @@ def test_what_a_stage_needs(tmp_path):
         ({"first": {"module": "fine_tune"}}, "section first: there is no command training.fine_tune"),
         ({"first": {"module": "no.such"}}, "there is no command training.no.such"),
         ({"first": {"module": "stages"}}, "there is no command training.stages"),
-        ({"first": {"module": "evaluate"}}, "training.evaluate is no stage of a recipe: it declares no STAGE"),
+        ({"first": {"module": "report"}}, "training.report is no stage of a recipe: it declares no STAGE"),
     ],
 )
 def test_sections_that_cannot_run(tmp_path, sections, message):
