@@ -23,7 +23,8 @@ def side_by_side(
         Exception: of `work`, if one job failed.
         ChildProcessError: several failed, with what each said.
     """
-    waiting, done = list(needs), set()
+    waiting = list(needs)
+    done: set[str] = set()
     failed: list[BaseException] = []
     running: dict[Future[None], str] = {}
     with ThreadPoolExecutor(workers) as pool:
