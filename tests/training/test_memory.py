@@ -97,7 +97,7 @@ def test_a_recipe_that_makes_its_own_language_model():
     base = ToyBaseArguments([], "", hidden_size=256, num_hidden_layers=3)
     config = config_of(AssembleArguments("", offline=True, image_size=112, vision_layers=6), base)
     assert (config.text_config.hidden_size, config.text_config.num_hidden_layers) == (256, 3)
-    assert config.text_config.vocab_size == 768 and config.vision_config.hidden_size == 384
+    assert config.text_config.vocab_size == 1024 and config.vision_config.hidden_size == 384
     assert config.vision_config.num_hidden_layers == 6
 
 
