@@ -11,7 +11,7 @@ from transformers import Idefics3ImageProcessorPil, SmolVLMConfig, SmolVLMForCon
 
 from smoldriver_hf import CAMERAS
 from training.data.rig import EXTRA_VIEWS
-from training.data.rows import QUESTION_SCHEMA
+from training.data.rows import CONTENTS_SCHEMA, QUESTION_SCHEMA
 
 SMOLVLM_TOKENS = ["<fake_token_around_image>", "<end_of_utterance>", "<global-img>"]
 SMOLVLM_TOKENS += [f"<row_{row}_col_{column}>" for row in (1, 2) for column in (1, 2)]
@@ -55,6 +55,17 @@ def write_prepared(folder: Path, frames: int = 4, questions: int = 4, cameras=CA
         info["rig"] = {name: {"azimuth": 360 * index / len(fleet)} for index, name in enumerate(fleet)}
     (folder / "dataset.json").write_text(json.dumps(info))
     return folder
+
+
+def write_shown(folder: Path, contents: dict[tuple[str, str], dict], split: str = "train") -> None:
+    """What frames of a prepared folder show, by scene and frame token, as `training.prepare` writes it."""
+    rows = [
+        {"scene_token": scene, "frame_token": frame, **shown, "words": list(shown["words"].items())}
+        for (scene, frame), shown in contents.items()
+    ]
+    (folder / "contents").mkdir(exist_ok=True)
+    table = pa.Table.from_pylist(rows, schema=CONTENTS_SCHEMA)
+    pq.write_table(table, folder / "contents" / f"{split}-00000.parquet")
 
 
 def write_smoldriver(folder: Path, **changes) -> Path:

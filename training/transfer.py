@@ -15,8 +15,6 @@ kill: it goes on from the last whole checkpoint.
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,9 +32,9 @@ from training.distillation.teacher import Teacher
 from training.distillation.trainer import TransferCollator, TransferTrainer, frames_of, spread
 from training.learning.ablations import ablate
 from training.learning.callbacks import JsonlCallback, started_note
-from training.learning.checks import is_finished, record_arguments
+from training.learning.checks import checked_budgets, is_finished, record_arguments
 from training.learning.collate import DrawByEpoch, Example, SceneCollator
-from training.learning.features import FeatureCache
+from training.learning.features import FeatureCache, held_in
 from training.learning.smolvlm import build_features
 from training.learning.trainer import clear_about_full_disk, last_checkpoint
 from training.stages.command_line import run
@@ -74,16 +72,7 @@ def check_arguments(args: TransferArguments, student: PreTrainedModel, teacher: 
     if own != teacher.width:
         name = "text hidden_size" if teacher.gives_tokens else "projector hidden_size"
         raise ValueError(f"the student's {name} is {own}, the teacher's features have width {teacher.width}")
-    if not teacher.gives_tokens:
-        if args.num_queries not in (None, [config.max_queries]):
-            raise ValueError(f"pixel_shuffle has the budget {config.max_queries} only; got {args.num_queries}")
-        return [config.max_queries]
-    if args.num_queries is None:
-        powers = [2**i for i in range(config.max_queries.bit_length()) if 2**i < config.max_queries]
-        return [*powers, config.max_queries]
-    if not args.num_queries or not all(1 <= budget <= config.max_queries for budget in args.num_queries):
-        raise ValueError(f"num_queries must lie between 1 and {config.max_queries}; got {args.num_queries}")
-    return sorted(set(args.num_queries))
+    return checked_budgets(args.num_queries, config)
 
 
 class Parts(NamedTuple):
@@ -188,7 +177,7 @@ def make_caches(args: TransferArguments, config: TrainingArguments, parts: Parts
         if args.train_tower:
             return Caches(teachers, None)
         student.to(config.device)
-        with tower_in(torch.bfloat16 if config.bf16 else torch.float32, student):
+        with held_in(torch.bfloat16 if config.bf16 else torch.float32, student.model.vision_tower):
             students = FeatureCache.build(student, processor, paths, folder / "student", batch_size=size)
     return Caches(teachers, students)
 
@@ -225,19 +214,6 @@ def make_trainer(
     )
     ablate(trainer, args.shared_qformer, args.keep_frozen)
     return trainer
-
-
-@contextmanager
-def tower_in(dtype: torch.dtype, student: PreTrainedModel) -> Iterator[None]:
-    """The student's tower in another type, as `training.finetune` holds a frozen one, and back with the same bits."""
-    tower = student.model.vision_tower
-    before = {name: weight.clone() for name, weight in tower.state_dict().items()}
-    try:
-        tower.to(dtype)
-        yield
-    finally:
-        tower.to(torch.float32)
-        tower.load_state_dict(before)
 
 
 if __name__ == "__main__":

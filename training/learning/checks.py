@@ -13,7 +13,7 @@ from typing import Any
 from accelerate import DistributedType
 from datasets import Dataset
 from torch import nn
-from transformers import TrainingArguments
+from transformers import PreTrainedConfig, TrainingArguments
 from trl import SFTConfig
 
 from training.data.rows import Rows
@@ -93,6 +93,24 @@ def check_trl(config: SFTConfig) -> None:
             raise ValueError(f"{field} is trl's; here the collator learns answers only, and pairs_per_sequence packs")
     if config.load_best_model_at_end:
         raise ValueError("load_best_model_at_end is not supported: the last checkpoint becomes the final one")
+
+
+def checked_budgets(given: list[int] | None, config: PreTrainedConfig) -> list[int]:
+    """The budgets to train a SmolDriver at, sorted; default: powers of two up to all queries.
+
+    Raises:
+        ValueError: a budget that the checkpoint does not have.
+    """
+    most = config.max_queries
+    if config.connector == "pixel_shuffle":
+        if given not in (None, [most]):
+            raise ValueError(f"pixel_shuffle has the budget {most} only; got {given}")
+        return [most]
+    if given is None:
+        return [*(2**power for power in range(most.bit_length()) if 2**power < most), most]
+    if not given or not all(1 <= budget <= most for budget in given):
+        raise ValueError(f"num_queries must lie between 1 and {most}; got {given}")
+    return sorted(set(given))
 
 
 def check_data_cameras(cameras: list[str], there: Sequence[str]) -> None:

@@ -303,3 +303,15 @@ def evaluating(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         module.train(training)
+
+
+@contextmanager
+def held_in(dtype: torch.dtype, tower: nn.Module) -> Iterator[None]:
+    """A float32 tower in another type, as `training.finetune` holds a frozen one, and back with the same bits."""
+    before = {name: weight.clone() for name, weight in tower.state_dict().items()}
+    try:
+        tower.to(dtype)
+        yield
+    finally:
+        tower.to(torch.float32)
+        tower.load_state_dict(before)

@@ -130,12 +130,22 @@ class WordTable:
     Args:
         tokenizer: of the language model.
         contents: frames whose words there are beside those of all classes, states and numbers.
+
+    Raises:
+        ValueError: the tokenizer cannot write a word.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, contents: Iterable[Contents]):
         self.words = words_of_tokens(contents)
         self.index = {word: place for place, word in enumerate(self.words)}
         self.pieces = [tokenizer(f" {word}", add_special_tokens=False)["input_ids"] for word in self.words]
+        unknown = [
+            word
+            for word, pieces in zip(self.words, self.pieces, strict=True)
+            if not pieces or tokenizer.unk_token_id in pieces
+        ]
+        if unknown:
+            raise ValueError(f"the language model's tokenizer has no pieces for: {', '.join(unknown)}")
 
     def weights(self, bags: Sequence[Bag]) -> torch.Tensor:
         """(bags, words)"""

@@ -17,8 +17,7 @@ from training.data.wording import STATUSES, count_word, in_state, plural, plural
 from training.toyworld.scene import CLASSES, ToyFrame
 from training.toyworld.truth import Seen, Truth
 
-LISTING = "Name everything in the picture."
-UNTELLING = ("Yes.", "No.", *(f"{count_word(count).capitalize()}." for count in range(5)))  # without their question
+_LISTING = "Name everything in the picture."
 SHOWS = ("Does the picture show {}?", "Can {} be seen in the picture?", "Is it true that the picture shows {}?")
 _COUNTS = ("What number of {} does the picture show?", "Count the {} in the picture.")
 _NEAR_METRES = 11.0
@@ -44,7 +43,7 @@ def picture_questions(frame: ToyFrame, truth: Truth, camera: str) -> list[tuple[
         *_counts(seen, doubtful, rng),
     ]
     if not doubtful:
-        pairs += [("Describe the picture.", _description(frame, seen)), (LISTING, _listing(seen))]
+        pairs += [("Describe the picture.", _description(frame, seen)), (_LISTING, _listing(seen))]
         nearest = min(seen, key=lambda item: item.item.distance, default=None)
         if nearest is not None:
             pairs.append(("What is nearest to the camera?", f"The {nearest.item.name}."))
@@ -173,7 +172,7 @@ def _placed(rig: Rig, pictures: Iterable[dict[str, Any]], rng: random.Random) ->
                 wordings = [f"{where}: {item['Q']}", f"{item['Q']} {where}."]
                 if "picture" in item["Q"]:
                     wordings.append(item["Q"].replace("picture", f"picture {place}"))
-                answer = f"{where}: {item['A']}" if item["Q"] == LISTING else item["A"]
+                answer = f"{where}: {item['A']}" if item["Q"] == _LISTING else item["A"]
                 placed[camera].append({**item, "Q": rng.choice(wordings), "A": answer})
     return placed
 
