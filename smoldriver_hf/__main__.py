@@ -2,6 +2,8 @@
 
     python -m smoldriver_hf ask --checkpoint DIR --image CAM_FRONT=front.jpg --image CAM_BACK=back.jpg "Is it safe?"
     python -m smoldriver_hf ask --checkpoint DIR --folder FRAME "What is ahead?" "Are there pedestrians?" --json
+    python -m smoldriver_hf ask --folder FRAME "What is ahead?"   # the default model, which the repository ships
+    python -m smoldriver_hf default [--blind]                     # its folder, or its blind twin's
 
 `--folder` takes the images whose file names hold a camera's name, as nuScenes' do. A mistake of the user's is one line
 on stderr and exit status 2; `--traceback` shows where it was found. This file also runs on its own, wherever
@@ -21,8 +23,11 @@ PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = argparse.ArgumentParser(prog="smoldriver", description="A six-camera driving vision-language model.")
-    ask = top.add_subparsers(dest="command", required=True).add_parser("ask", help="answer questions about one scene")
-    ask.add_argument("--checkpoint", required=True, help="folder or Hub id")
+    commands = top.add_subparsers(dest="command", required=True)
+    whole = commands.add_parser("default", help="make the default model whole, once, and print its folder")
+    whole.add_argument("--blind", action="store_true", help="its twin, trained alike without images")
+    ask = commands.add_parser("ask", help="answer questions about one scene")
+    ask.add_argument("--checkpoint", help="folder or Hub id; default: the model that the repository ships")
     ask.add_argument("--revision", help="revision of a Hub checkpoint")
     ask.add_argument(
         "--image", action="append", default=[], metavar="CAMERA=FILE", help="one camera's image; repeatable"
@@ -34,8 +39,9 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--json", action="store_true", help="one JSON object per question")
     how.add_argument("--stream", action="store_true", help="print each answer as it is written")
     ask.add_argument("--trust-remote-code", action="store_true", help="run the code that lies in the checkpoint")
-    ask.add_argument("--traceback", action="store_true", help="show where an error was found")
     ask.add_argument("questions", nargs="+", metavar="QUESTION")
+    for command in (whole, ask):
+        command.add_argument("--traceback", action="store_true", help="show where an error was found")
     return top
 
 
@@ -77,6 +83,19 @@ def named_images(pairs: list[str], folder: Path | None, cameras: list[str]) -> d
     return images
 
 
+def default_folder(model: str = "smoldriver") -> str:
+    """The default model's folder, made whole first where it is not yet.
+
+    Raises:
+        ValueError, OSError: this file runs on its own, or `fetch_default` cannot.
+    """
+    if not __package__:
+        raise ValueError("smoldriver_hf is not installed: name a checkpoint with --checkpoint")
+    from .default import fetch_default
+
+    return str(fetch_default(model))
+
+
 def strict_door(args: argparse.Namespace) -> Any:
     """`load` of `loading_smoldriver.py`: the package's, or the checkpoint's where this file runs on its own.
 
@@ -104,6 +123,7 @@ def ask(args: argparse.Namespace) -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    args.checkpoint = args.checkpoint or default_folder()
     if not Path(args.checkpoint).is_dir():
         print(f"smoldriver: {args.checkpoint} is no folder here: taken for a Hub id", file=sys.stderr)
     model, processor = strict_door(args)(
@@ -127,7 +147,10 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     args = parser().parse_args(argv)
     try:
-        ask(args)
+        if args.command == "default":
+            print(default_folder("blind" if args.blind else "smoldriver"))
+        else:
+            ask(args)
     except (ValueError, OSError) as error:
         if args.traceback:
             raise

@@ -1,6 +1,7 @@
 """Evaluate a checkpoint on prepared data, together with the controls that show whether it looks.
 
     python -m training.evaluate --checkpoint outputs/final --data outputs/data --output_dir outputs/eval
+    python -m training.evaluate --data outputs/data --output_dir outputs/eval   # the model that the repository ships
     python -m training.evaluate --checkpoint outputs/final --data outputs/data --output_dir outputs/eval \\
         --controls all --budgets 1 2 4 8 16 --num_queries 16
     python -m training.evaluate --checkpoint HuggingFaceTB/SmolVLM2-2.2B-Instruct --load_in_4bit --data outputs/data \\
@@ -34,6 +35,7 @@ import peft
 import torch
 import transformers
 
+from smoldriver_hf.default import fetch_default
 from training.data.rig import Rig
 from training.data.rows import FrameRow, Rows, load_rows, read_dataset_info
 from training.evaluation.answering import Answerer, SmolDriverAnswerer, fingerprint, load_answerer
@@ -61,9 +63,12 @@ LOADED_WITH = ("num_queries", "image_splitting", "load_in_4bit", "precision")  #
 
 @dataclass
 class EvaluateArguments:
-    checkpoint: str = field(metadata={"help": "SmolDriver, SmolVLM or Idefics3 checkpoint: folder or Hub id."})
     data: str = field(metadata={"help": "Folder written by training.prepare."})
     output_dir: str = field(metadata={"help": "Folder for predictions and figures; continued if it is there."})
+    checkpoint: str | None = field(
+        default=None,
+        metadata={"help": "SmolDriver, SmolVLM or Idefics3: folder or Hub id; default: the repository's own model."},
+    )
     split: str = field(default="test", metadata={"help": "Split to evaluate on."})
     adapter: str | None = field(default=None, metadata={"help": "Folder of a LoRA adapter for the checkpoint."})
     controls: list[str] = field(
@@ -122,9 +127,9 @@ def shown_cameras(asked: Sequence[str] | None, known: Sequence[str], rows: Rows)
     return [camera for camera in common if asked is None or camera in asked]
 
 
-def model_files(args: EvaluateArguments, answerer: Answerer) -> dict[str, str]:
+def model_files(args: EvaluateArguments, checkpoint: str, answerer: Answerer) -> dict[str, str]:
     """What is evaluated: the checkpoint's path and fingerprint, and the adapter's."""
-    files = {"path": str(args.checkpoint), "fingerprint": fingerprint(args.checkpoint, answerer.model.config)}
+    files = {"path": args.checkpoint or "default", "fingerprint": fingerprint(checkpoint, answerer.model.config)}
     if args.adapter is not None:
         files |= {"adapter": args.adapter, "adapter_fingerprint": fingerprint(args.adapter)}
     return files
@@ -228,6 +233,7 @@ def main(args: EvaluateArguments) -> Metrics:
 
     Raises:
         ValueError: bad options, data without the asked split or cameras, or an output folder of another run.
+        OSError: no checkpoint is named, and the default one cannot be had.
     """
     output_dir = Path(args.output_dir)
     rows = load_rows(args.data, args.split)
@@ -235,10 +241,11 @@ def main(args: EvaluateArguments) -> Metrics:
     frames = choose_frames(rows, args.max_frames)
     pool = [frame for frame, _ in rows.frames()]
     options = {name: getattr(args, name) for name in (*LOADED_WITH, "adapter")}
-    answerer = load_answerer(args.checkpoint, args.cameras or rows.cameras, **options)
+    source = args.checkpoint or str(fetch_default())
+    answerer = load_answerer(source, args.cameras or rows.cameras, **options)
     cameras = shown_cameras(args.cameras, answerer.cameras, rows)
     controls = asked_controls(args, answerer, cameras, pool)
-    checkpoint = model_files(args, answerer)
+    checkpoint = model_files(args, source, answerer)
     prints = {name: value for name, value in checkpoint.items() if name.endswith("fingerprint")}
     check_run(args, {**prints, "split_hash": rows.split_hash, "cameras": cameras}, output_dir)
     model = ControlledModel(answerer, cameras, pool, rig, args.max_new_tokens, args.batch_size, args.seed)

@@ -77,7 +77,7 @@ def go_on(data: Path, root: Path, rig: Rig) -> None:
     run = root / "eval"
     figures = evaluate.main(
         evaluate.EvaluateArguments(
-            str(trained), str(data), str(run), controls=controls, max_frames=1, max_new_tokens=2, resamples=9
+            str(data), str(run), str(trained), controls=controls, max_frames=1, max_new_tokens=2, resamples=9
         )
     )
     results = figures["results"]

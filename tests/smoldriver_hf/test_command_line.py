@@ -11,6 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from tiny import picture, tiny_model, tiny_processor
 
+from smoldriver_hf import default
 from smoldriver_hf.__main__ import main, named_images
 from smoldriver_hf.configuration_smoldriver import CAMERAS
 
@@ -116,8 +117,28 @@ def test_a_checkpoint_that_is_not_whole_is_refused(checkpoint, frame, tmp_path, 
 
 def test_bad_usage_is_status_2():
     with pytest.raises(SystemExit) as stop:
-        main(["ask", "What?"])
+        main(["ask"])
     assert stop.value.code == 2
+
+
+def test_without_a_checkpoint_the_default_model_answers(checkpoint, frame, monkeypatch, capsys):
+    monkeypatch.setattr(default, "fetch_default", lambda model: {"smoldriver": checkpoint, "blind": frame}[model])
+    common = ["ask", "--folder", str(frame), "--max-new-tokens", "4", "What?"]
+    assert main(common) == 0
+    said = capsys.readouterr().out
+    assert main([*common, "--checkpoint", str(checkpoint)]) == 0 and said == capsys.readouterr().out
+    assert (main(["default"]), main(["default", "--blind"])) == (0, 0)
+    assert capsys.readouterr().out.split() == [str(checkpoint), str(frame)]
+
+
+def test_no_default_model_is_one_line(frame, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(default, "SHIPPED", tmp_path / "nowhere")
+    for words in (["ask", "--folder", str(frame), "What?"], ["default"]):
+        assert main(words) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("smoldriver: the default model lies in hub_export/default") and error.count("\n") == 1
+    with pytest.raises(FileNotFoundError):
+        main(["default", "--traceback"])
 
 
 def test_runs_alone_where_the_package_is_not(checkpoint, frame, tmp_path):
@@ -132,6 +153,12 @@ def test_runs_alone_where_the_package_is_not(checkpoint, frame, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["question"] == "What?"
+
+
+def test_alone_it_knows_no_default_model(frame, tmp_path):
+    command = [sys.executable, "-I", str(SCRIPT), "ask", "--folder", str(frame), "--trust-remote-code", "?"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={"PATH": ""})
+    assert done.returncode == 2 and "name a checkpoint with --checkpoint" in done.stderr
 
 
 def test_alone_it_runs_no_code_without_leave(checkpoint, frame, tmp_path):

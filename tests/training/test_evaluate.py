@@ -96,6 +96,15 @@ def lines_of(output_dir: str | Path, control: str) -> list[dict]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+def test_without_a_checkpoint_it_is_the_default_model(data, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.evaluate.fetch_default", lambda: checkpoint)
+    args = EvaluateArguments(
+        str(data), str(tmp_path / "run"), controls=[], max_frames=1, max_new_tokens=2, resamples=5
+    )
+    found = main(args)["checkpoint"]
+    assert found["path"] == "default" and found["fingerprint"] == fingerprint(str(checkpoint))
+
+
 def test_answers_are_those_of_plain_generation(arguments, report, checkpoint, data):
     model = load_answerer(str(checkpoint), CAMERAS).model
     processor = load_answerer(str(checkpoint), CAMERAS).processor
@@ -183,7 +192,7 @@ def test_adapters_merged_and_in_four_bits(tmp_path):
 
 
 def test_smolvlm_runs_with_blind_controls(smolvlm, data, tmp_path):
-    args = EvaluateArguments(str(smolvlm), str(data), str(tmp_path / "run"), max_new_tokens=3, resamples=20)
+    args = EvaluateArguments(str(data), str(tmp_path / "run"), str(smolvlm), max_new_tokens=3, resamples=20)
     result = main(args)
     assert list(result["results"]) == ["sighted", "template_majority", "text_only", "black", "wrong_scene"]
     assert result["visual_tokens_per_scene"] == 24 and not (tmp_path / "run" / "attention.npz").exists()

@@ -109,7 +109,7 @@ def test_an_evaluation_scores_what_the_data_say(tmp_path, monkeypatch, coordinat
     (data / "dataset.json").write_text(json.dumps({**info, "options": {"coordinates": coordinates}}))
     monkeypatch.setattr(evaluate, "load_answerer", lambda *_, **__: Oracle(write(says)))
     options = {"controls": ["sighted"], "resamples": 5}
-    metrics = evaluate.main(evaluate.EvaluateArguments(str(data), str(data), str(tmp_path / "out"), **options))
+    metrics = evaluate.main(evaluate.EvaluateArguments(str(data), str(tmp_path / "out"), str(data), **options))
     assert metrics["coordinates"] == coordinates
     found = metrics["results"]["sighted"]["by_type"]["localisation"]
     assert found["f1"] == pytest.approx(expected, abs=1e-6)
