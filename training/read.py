@@ -126,6 +126,8 @@ def main(args: ReadArguments, config: SFTConfig) -> Path:
     """
     check_how(args)
     check_trl(config)
+    if is_sharded():
+        raise ValueError("tokens are made of whole embeddings: read without FSDP and DeepSpeed, in plain processes")
     if config.max_steps < 1:
         raise ValueError(f"scenes to read never end: say how many steps with max_steps; got {config.max_steps}")
     output_dir = Path(config.output_dir)
@@ -136,7 +138,7 @@ def main(args: ReadArguments, config: SFTConfig) -> Path:
 
     model_type = read_config(args.checkpoint).model_type
     modules = modules_of(model_type)
-    model = load_model(args, model_type, config.bf16, is_sharded())
+    model = load_model(args, model_type, config.bf16)
     check_lora_targets(args, model, modules)
     processor, collator = make_collator(args, model_type, rig, config.seed)
     check_length(args, collator, rig, model.config.get_text_config().max_position_embeddings)

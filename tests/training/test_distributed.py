@@ -27,14 +27,14 @@ def root(tmp_path_factory):
     return root
 
 
-def finetune(root: Path, name: str, processes: int, *extra: str, start=None, env=None, **changes):
+def finetune(root: Path, name: str, processes: int, *extra: str, start=None, env=None, module="finetune", **changes):
     """Run the command in so many processes at the same global batch; returns its loss curve and final weights."""
     if start is None:
         torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), *RENDEZVOUS]
         start = torchrun if processes > 1 else []
     flags = {
         "checkpoint": root / "smoldriver",
-        "data": root / "data",
+        **({"data": root / "data"} if module == "finetune" else {}),
         "output_dir": root / name,
         "use_cpu": "true",
         "bf16": "false",
@@ -51,7 +51,7 @@ def finetune(root: Path, name: str, processes: int, *extra: str, start=None, env
     words = [word for key, value in flags.items() for word in (f"--{key}", str(value))]
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", **(env or {})}
-    command = [sys.executable, "-W", "ignore", *start, "-m", "training.finetune", *words, *extra]
+    command = [sys.executable, "-W", "ignore", *start, "-m", f"training.{module}", *words, *extra]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=root)
     if done.returncode:
         raise RuntimeError(done.stderr[-6000:])
@@ -85,6 +85,17 @@ def test_two_processes_train_like_one(root, data, checkpoint, extra):
     checkpoint_files = {path.name for path in (root / f"{name}-two" / "checkpoint-4").iterdir()}
     assert {"rng_state_0.pth", "rng_state_1.pth", "trainer_state.json", "optimizer.pt"} <= checkpoint_files
     assert not (root / f"{name}-two" / "checkpoint.unfinished").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_read_like_one(root):
+    """Without noise, which each process draws for its own rows, and without the attention's loss, a mean of each's."""
+    changes = {"module": "read", "noise": 0.0, "camera_attention_loss": 0.0, "held_out": 1, "max_steps": 3}
+    one, _ = finetune(root, "read-one", 1, "--budgets", "1", "2", **changes)
+    two, _ = finetune(root, "read-two", 2, "--budgets", "1", "2", **changes)
+    assert one[0][1] - one[-1][1] > 0.02
+    for (_, loss, accuracy), (_, other, other_accuracy) in zip(one, two, strict=True):  # embeddings' gradients count
+        assert loss == pytest.approx(other, abs=1e-3) and accuracy == pytest.approx(other_accuracy, abs=1e-3)
 
 
 @pytest.mark.slow

@@ -166,6 +166,12 @@ def test_what_does_not_fit_is_said_before_anything_is_written(root, tmp_path, ch
     assert not (tmp_path / "run").exists() or not any((tmp_path / "run").iterdir())
 
 
+def test_sharding_is_refused(root, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="read without FSDP and DeepSpeed"):
+        run(root, tmp_path / "run")
+
+
 def test_an_unknown_argument_is_refused(monkeypatch):
     words = ["read", "--checkpoint", "nowhere", "--output_dir", "out", "--use_cpu", "--budgett", "3"]
     monkeypatch.setattr(sys, "argv", words)
