@@ -26,7 +26,7 @@ file that a given rig lacks is an error; without one it is counted.
 Nothing but questions, answers and image paths reaches their tables: no scene description and no boxes. What the
 cameras of a frame show goes into a table of its own, for stages that teach a model to see (`training.data.contents`):
 from the `contents.json` that `training.toyworld` and `training.nuscenes` leave beside their files, or from DriveLM's
-key objects.
+key objects. A toy world without that file, of an older version, tells nothing: its key objects are some of many.
 
 What is lost is counted in `dataset.json` under `report`, with examples: `dropped` (missing or unreadable images, empty
 questions or answers, malformed tags, unknown cameras and categories, frames without any image), `filtered` (left out
@@ -49,7 +49,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from training.data.contents import CONTENTS_FILE, Contents, read_contents
+from training.data.contents import CONTENTS_FILE, limited, read_contents
 from training.data.drivelm import (
     CATEGORIES,
     Frame,
@@ -140,8 +140,8 @@ def main(args: PrepareArguments) -> dict[str, Any]:
         "source": {"file": source.name, "bytes": source.stat().st_size, "sha256": sha256(source)},
         "options": {key: value for key, value in asdict(args).items() if key not in _TOLD_ELSEWHERE},
         "rig": rig.to_table(),
-        "generated": (image_root / "toyworld.json").is_file(),
-        "contents": sha256(shown) if shown.is_file() else "key_object_infos",
+        "generated": _is_generated(image_root),
+        "contents": sha256(shown) if shown.is_file() else "key_object_infos",  # folders of before have none: anew
     }
     done = _unchanged(output_dir, image_root, info)
     if done is not None:
@@ -166,6 +166,7 @@ def _write(
     report, images = Report(), ImageFinder(image_root, args.verify_images)
     shown = source.with_name(CONTENTS_FILE)
     contents = read_contents(shown) if shown.is_file() else {}
+    annotated = not _is_generated(image_root)
     with ExitStack() as files:
         tables = TableWriter(folder, rig, files)
         progress = files.enter_context(tqdm(total=source.stat().st_size, unit="B", unit_scale=True, desc=source.name))
@@ -181,7 +182,9 @@ def _write(
             split = scene_split(frame.scene_token) if args.split == "by_scene" else args.split
             tokens = {"scene_token": frame.scene_token, "frame_token": frame.frame_token}
             questions = list(_questions(frame, rig, args, report))
-            tables.add(split, {**tokens, **views}, questions, _contents(frame, contents, set(rig.names) & set(views)))
+            known = contents.get(frame.frame_token, frame.contents if annotated else None)
+            seen = known and limited(known, set(rig.names) & set(views))
+            tables.add(split, {**tokens, **views}, questions, seen)
         tables.finish()
     dropped = {reason: entry["count"] for reason, entry in report.losses["dropped"].items()}
     if args.strict and dropped:
@@ -206,16 +209,8 @@ def _write(
     }
 
 
-def _contents(frame: Frame, told: dict[str, Contents], cameras: set[str]) -> Contents | None:
-    """What those cameras of a frame show, as `contents.json` tells or else its key objects; None: nobody knows."""
-    contents = told.get(frame.frame_token, frame.contents)
-    if contents is None:
-        return None
-    return {
-        "objects": [thing for thing in contents["objects"] if thing["camera"] in cameras],
-        "words": {camera: words for camera, words in contents["words"].items() if camera in cameras},
-        "unclear": [(name, camera) for name, camera in contents["unclear"] if camera in cameras],
-    }
+def _is_generated(image_root: Path) -> bool:
+    return (image_root / "toyworld.json").is_file()
 
 
 def _check_cameras(frame: Frame, rig: Rig, what: str) -> None:

@@ -74,7 +74,7 @@ def test_tables(world, tmp_path):
         "answer": 'Brown SUV – größer, "quoted" \\ and 日本.',
         "objects": [TAG],
     }
-    assert not any(b"SECRET" in data for data in contents(tmp_path / "out").values())
+    assert not any(b"SECRET" in data.upper() for data in contents(tmp_path / "out").values())
 
 
 @settings(max_examples=15, deadline=None)
@@ -429,3 +429,59 @@ def test_what_the_cameras_show(world, tmp_path):
     with pytest.raises(ValueError, match="does not tell what the pictures of its train split show"):
         load_rows(root, "train").contents  # noqa: B018  it is read only when it is asked for
     assert not (root / "contents").exists()
+
+
+def test_a_folder_of_before_is_prepared_anew_and_a_toy_world_of_before_tells_nothing(world, tmp_path):
+    scenes = make_world(30, frames=1)
+    black = {"Category": "Vehicle", "Status": "Moving", "Visual_description": "Black sedan."}
+    scenes["scene-3"]["key_frames"]["frame-3-0"]["key_object_infos"] = {TAG: black, "<c2>": black, "a": None}
+    write_json(world, scenes)
+    out = tmp_path / "out"
+    new = prepare(world / "drivelm.json", world, out, split="train")
+    frames = (out / "frames/train-00000-of-00001.parquet").read_bytes()
+    shutil.rmtree(out / "contents")
+    old = {key: value for key, value in new.items() if key != "contents"}
+    old["files"] = {name: size for name, size in new["files"].items() if not name.startswith("contents/")}
+    (out / "dataset.json").write_text(json.dumps(old))
+    with pytest.raises(ValueError, match=rf"{out} does not tell .* run training.prepare again"):
+        load_rows(out, "train").contents  # noqa: B018
+    assert prepare(world / "drivelm.json", world, out, split="train") == new
+    told = load_rows(out, "train").contents[("scene-3", "frame-3-0")]["objects"]
+    assert [thing["name"] for thing in told] == ["car"]
+    assert (out / "frames/train-00000-of-00001.parquet").read_bytes() == frames
+
+    (world / "toyworld.json").write_text("{}")
+    prepare(world / "drivelm.json", world, out, split="train")
+    assert not (out / "contents").exists()
+
+
+def test_a_contents_file_of_another_form_changes_nothing(world, tmp_path):
+    out = tmp_path / "out"
+    before = prepare(world / "drivelm.json", world, out)
+    (world / "contents.json").write_text('{"frame-3-0": {"objects": [{}], "words": {}, "unclear": []}}')
+    with pytest.raises(ValueError, match="contents.json does not hold"):
+        prepare(world / "drivelm.json", world, out)
+    assert json.loads((out / "dataset.json").read_text()) == before
+
+
+def test_a_stop_between_tables_leaves_no_finished_folder_and_the_next_run_mends_it(world, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    write_contents(world, {f"frame-{n}-0": {"objects": [], "words": {}, "unclear": []} for n in range(30)})
+    before = prepare(world / "drivelm.json", world, out, split="train")
+    write_contents(world, {"frame-3-0": {"objects": [], "words": {"CAM_BACK": ["fog"]}, "unclear": []}})
+    replace = os.replace
+
+    def stop(source, target):
+        if Path(target).name == "contents":
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr("training.prepare.os.replace", stop)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(world / "drivelm.json", world, out, split="train")
+    with pytest.raises(ValueError, match="no dataset.json"):
+        load_rows(out, "train")
+    monkeypatch.undo()
+    after = prepare(world / "drivelm.json", world, out, split="train")
+    assert after["split_hash"] == before["split_hash"]
+    assert load_rows(out, "train").contents[("scene-3", "frame-3-0")]["words"] == {"CAM_BACK": ["fog"]}

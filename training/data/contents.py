@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from training.data.wording import STATUSES, plural
 from training.stages.files import write_json
@@ -28,8 +28,9 @@ _KINDS = {  # what DriveLM calls them → class words
     "bike": "bicycle",
     "motorbike": "motorcycle",
     "cone": "traffic cone",
-    "light": "traffic light",
+    **{f"{colour} light": "traffic light" for colour in ("red", "green", "yellow")},  # and no "light gray vehicle"
 }
+_CATEGORIES = ("vehicle", "traffic element", "obstacle")  # of what no class word is known; no free text travels on
 _MOVING = {"Moving": ("moving", "with rider"), "Stationary": ("standing", "parked", "without rider")}
 
 
@@ -85,7 +86,8 @@ def contents_of_key_objects(key_objects: Iterable[tuple[str, Mapping[str, str]]]
     things: list[Thing] = []
     for camera, info in key_objects:
         description = info.get("Visual_description", "").lower()
-        name = _class_word(description) or _class_word(info.get("Category", "").lower())
+        category = info.get("Category", "").strip().lower()
+        name = _class_word(description) or _class_word(category) or (category if category in _CATEGORIES else None)
         if name is not None:
             status = _status(name, info.get("Status"), description)
             things.append({"name": name, "camera": camera, "status": status, "distance": None})
@@ -103,8 +105,9 @@ def _class_word(text: str) -> str | None:
 
 def _status(name: str, status: str | None, description: str) -> str | None:
     """One of the class's states, if the annotation tells which."""
-    told = [state for state in STATUSES[name] if re.search(rf"\b{state}\b", description)]
-    told += [state for state in _MOVING.get(status or "", ()) if state in STATUSES[name]]
+    states = STATUSES.get(name, ())
+    told = [state for state in states if re.search(rf"\b{state}\b", description)]
+    told += [state for state in _MOVING.get(status or "", ()) if state in states]
     return told[0] if told else None
 
 
@@ -125,11 +128,30 @@ def read_contents(file: Path) -> dict[str, Contents]:
         ValueError: it is no such file.
     """
     try:
-        contents = json.loads(file.read_text(encoding="utf-8"))
-        for frame in contents.values():
-            frame["objects"], frame["words"], frame["unclear"]  # noqa: B018  all are used further on
+        told = json.loads(file.read_text(encoding="utf-8-sig"))
+        return {token: _checked(frame) for token, frame in told.items()}
     except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise ValueError(
             f"{file} does not hold {{frame token: {{objects, words, unclear}}}}: {type(error).__name__}: {error}"
         ) from error
-    return contents
+
+
+def _checked(frame: Any) -> Contents:
+    things: list[Thing] = [
+        {"name": one["name"], "camera": one["camera"], "status": one["status"], "distance": one["distance"]}
+        for one in frame["objects"]
+    ]
+    words = frame["words"]
+    if not all(isinstance(told, list) for told in words.values()):
+        raise TypeError("words of a camera are a list")
+    unclear = [(name, camera) for name, camera in frame["unclear"]]
+    texts = [text for thing in things for text in (thing["name"], thing["camera"])]
+    texts += [thing["status"] for thing in things if thing["status"] is not None]
+    texts += [word for told in words.values() for word in told] + [text for pair in unclear for text in pair]
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"{text!r} is no text")
+    for thing in things:
+        if not isinstance(thing["distance"], int | float | None):
+            raise TypeError(f"{thing['distance']!r} is no distance")
+    return {"objects": things, "words": words, "unclear": unclear}

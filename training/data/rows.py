@@ -86,7 +86,7 @@ class Row(FrameRow):
 
 
 class DatasetInfo(TypedDict):
-    """`dataset.json`: what a prepared folder says of itself. Older ones lack `rig` and `generated`."""
+    """`dataset.json`: what a prepared folder says of itself. Older ones lack `rig`, `generated` and `contents`."""
 
     format_version: int
     image_root: str  # relative to the folder where one holds the other
@@ -94,6 +94,7 @@ class DatasetInfo(TypedDict):
     options: dict[str, Any]
     rig: NotRequired[dict[str, dict[str, Any]]]
     generated: NotRequired[bool]
+    contents: NotRequired[str]  # sha256 of the contents.json that it was made from, or key_object_infos
     split_hash: str
     counts: dict[str, dict[str, int]]  # by split
     report: dict[str, dict[str, dict[str, Any]]]  # {dropped, filtered, noted: {reason: count and examples}}
@@ -152,7 +153,8 @@ class Rows(Sequence[Row]):
         if not files:
             raise ValueError(
                 f"{self.path} does not tell what the pictures of its {self.split} split show: run training.prepare "
-                "again, on a world of training.toyworld, boxes of training.nuscenes or DriveLM's key_object_infos"
+                "again, on a file with DriveLM's key_object_infos or beside a contents.json, which training.toyworld "
+                "and training.nuscenes write anew"
             )
         return {
             (record["scene_token"], record["frame_token"]): {

@@ -175,8 +175,12 @@ def main(args: NuScenesArguments) -> dict[str, Any]:
         _save_image(proof_picture(nusc, sample, rig, categories), Path(args.picture))
 
     skipped: Counter[str] = Counter()
-    objects = _read_all_objects(nusc, args, skipped, rig, categories)
-    scenes = read_scenes(args.drivelm_json) if args.drivelm_json else box_scenes(nusc, args, objects, rig)
+    scenes = read_scenes(args.drivelm_json) if args.drivelm_json else {}
+    joined_tokens = {token for scene in scenes.values() for token in scene["key_frames"]}
+    wanted = [sample for sample in nusc.sample if not args.drivelm_json or sample["token"] in joined_tokens]
+    objects = _read_all_objects(nusc, args, wanted, skipped, rig, categories)
+    if not args.drivelm_json:
+        scenes = box_scenes(nusc, args, objects, rig)
     frames = [
         (scene_token, token, frame)
         for scene_token, scene in scenes.items()
@@ -270,15 +274,16 @@ def _add_views(
 def _read_all_objects(
     nusc: NuScenes,
     args: NuScenesArguments,
+    samples: list[dict[str, Any]],
     skipped: Counter[str],
     rig: Rig,
     categories: Mapping[str, str | None],
 ) -> dict[str, list[Annotated]]:
-    """By key frame, what can be asked about; `skipped` counts, by reason, the boxes that no question is about."""
+    """By key frame of these samples, what can be asked about; `skipped` counts boxes that are left out, by reason."""
     limits = {"min_pixels": args.min_pixels, "max_distance": args.max_distance}
     return {
         sample["token"]: read_objects(nusc, sample, **limits, skipped=skipped, rig=rig, categories=categories)
-        for sample in tqdm(nusc.sample, desc="boxes", unit="frame")
+        for sample in tqdm(samples, desc="boxes", unit="frame")
     }
 
 

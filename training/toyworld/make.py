@@ -51,7 +51,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from training.data.contents import Contents, write_contents
+from training.data.contents import CONTENTS_FILE, Contents, limited, write_contents
 from training.data.drivelm import CATEGORIES, key_frame, qa_entry, write_scenes
 from training.data.priors import answer_priors
 from training.data.rig import NUSCENES, Rig, read_rig, write_rig
@@ -122,7 +122,8 @@ def main(args: ToyWorldArguments) -> Path:
     there = output.exists() and not (output.is_dir() and not any(output.iterdir()))
     record = output / "toyworld.json"
     if is_done(there, json.loads(record.read_text()) if record.is_file() else None, settings, output):
-        print(f"{output} is already there with these settings.")
+        older = "" if (output / CONTENTS_FILE).is_file() else f" An older version made it, without {CONTENTS_FILE}."
+        print(f"{output} is already there with these settings.{older}")
         return output
     with whole(output) as unfinished:
         _make(args, rig, settings, unfinished)
@@ -146,7 +147,7 @@ def _make(args: ToyWorldArguments, rig: Rig, settings: dict[str, Any], output: P
     priors = _measure_priors(made)
     write_json(output / "priors.json", priors)
     write_rig(output, rig)
-    write_contents(output, {item.frame.token: item.contents for item in made})
+    write_contents(output, {token: contents for item in made for token, contents in _contents(item).items()})
     write_json(output / "toyworld.json", settings)
     _print_priors(priors)
 
@@ -176,8 +177,15 @@ def _make_frame(args: ToyWorldArguments, rig: Rig, root: Path, place: tuple[int,
         for camera in views
     }
     key_objects, points = key_object_infos(truth), lidar_points.tolist()
-    contents = contents_of(frame, [(seen.item, seen.camera) for seen in truth.seen], truth.unclear)
+    contents = contents_of(frame, [(seen.item, seen.camera) for seen in truth.seen])
+    contents["unclear"] = sorted(truth.doubtful)
     return _Made(frame, questions, key_objects, len(truth.seen), truth.visibility, points, pictures, contents)
+
+
+def _contents(made: _Made) -> dict[str, Contents]:
+    """Contents of a frame, and of its pictures, which are frames of their own in `pictures.json`."""
+    pictures = {token: limited(made.contents, picture["image_paths"]) for token, picture in made.pictures.items()}
+    return {made.frame.token: made.contents, **pictures}
 
 
 def _describe_scene(frame: ToyFrame) -> str:

@@ -43,8 +43,11 @@ def test_pictures_change_places_with_all_that_they_show():
         ("Pedestrian", "Stationary", "Woman wearing a red top.", ("pedestrian", "standing")),
         ("Traffic element", None, "Green light.", ("traffic light", "green")),
         ("Obstacle", None, "Orange cones.", ("traffic cone", None)),
-        ("Traffic element", None, "No entry.", None),
-        ("Vehicle", "Moving", "", None),
+        ("Traffic element", None, "Red lights on a pole.", ("traffic light", "red")),
+        ("Traffic element", None, "No entry.", ("traffic element", None)),
+        ("Vehicle", "Moving", "", ("vehicle", None)),
+        ("Vehicle", "Moving", "Light gray vehicle.", ("vehicle", None)),
+        ("Anything else", "Moving", "Something.", None),
     ],
 )
 def test_what_drivelms_key_objects_tell(category, status, description, told):
@@ -57,6 +60,29 @@ def test_the_file_and_what_is_none(tmp_path):
     contents = {"a": {"objects": [thing("car", "FRONT", 1.5)], "words": {"FRONT": ["rain"]}, "unclear": []}}
     write_contents(tmp_path, contents)
     assert read_contents(tmp_path / "contents.json") == contents
-    (tmp_path / "contents.json").write_text('{"a": {"objects": []}}')
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        '{"objects": []}',
+        '{"objects": [{"name": "car"}], "words": {}, "unclear": []}',
+        '{"objects": [{"name": 3, "camera": "A", "status": null, "distance": 1}], "words": {}, "unclear": []}',
+        '{"objects": [{"name": "car", "camera": "A", "status": null, "distance": "1"}], "words": {}, "unclear": []}',
+        '{"objects": [], "words": ["rain"], "unclear": []}',
+        '{"objects": [], "words": {"A": "rain"}, "unclear": []}',
+        '{"objects": [], "words": {"A": [1]}, "unclear": []}',
+        '{"objects": [], "words": {}, "unclear": [["car"]]}',
+        "[]",
+    ],
+)
+def test_a_file_of_another_form(tmp_path, frame):
+    (tmp_path / "contents.json").write_text(f'{{"a": {frame}}}')
+    with pytest.raises(ValueError, match=r"contents.json does not hold \{frame token"):
+        read_contents(tmp_path / "contents.json")
+
+
+def test_a_file_that_was_cut(tmp_path):
+    (tmp_path / "contents.json").write_text('{"a": {"objects": [')
     with pytest.raises(ValueError, match=r"contents.json does not hold \{frame token"):
         read_contents(tmp_path / "contents.json")

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from smoldriver_hf.configuration_smoldriver import CAMERAS
-from training.data.contents import read_contents
+from training.data.contents import limited, read_contents
 from training.data.drivelm import CATEGORIES
 from training.data.rig import read_rig
 from training.toyworld.balance import template
@@ -254,3 +254,29 @@ def test_contents_are_what_the_questions_are_about(world):
                 assert (asked[1] in shown) == (item["A"] == "Yes.")
                 checked[item["A"]] += 1
     assert min(checked["Yes."], checked["No."]) > 5
+
+
+def test_contents_of_single_pictures_and_of_two_cameras_that_look_the_same_way(tmp_path):
+    """A picture's frame has its part, and what a second camera may show of a class is not told to be absent."""
+    world = make(tmp_path / "seven", rig="seven", scenes=12)
+    told, rig = read_contents(world / "contents.json"), read_rig("seven")
+    pictures = json.loads((world / "pictures.json").read_text())
+    for scene in pictures.values():
+        for token, frame in scene["key_frames"].items():
+            (camera,) = frame["image_paths"]
+            whole = told[token.removesuffix(f"-{camera}")]
+            assert told[token] == limited(whole, {camera})
+    assert len(told) == 12 * (1 + len(rig.names))
+    two = set(rig.sectors["front"])
+    assert {camera for frame in told.values() for _, camera in frame["unclear"]} >= two
+    there = {(thing["name"], thing["camera"]) for frame in told.values() for thing in frame["objects"]}
+    assert {camera for _, camera in there} >= two
+
+
+def test_a_world_of_an_older_version_says_that_it_has_no_contents(tmp_path, capsys):
+    world = make(tmp_path / "world", scenes=1)
+    make(world, scenes=1)
+    assert "older version" not in capsys.readouterr().out
+    (world / "contents.json").unlink()
+    make(world, scenes=1)
+    assert "An older version made it, without contents.json" in capsys.readouterr().out
