@@ -53,7 +53,7 @@ CLOSEST_TOKEN = 1 + GROUPS.index(())
 FIRST_OBJECT = 1 + len(GROUPS)
 """From this token on, a token is one object."""
 
-_FARTHER, _SCENE, _PART = 0.6, 0.7, 1.2
+_FARTHER, _SCENE, _PART = 0.6, 1.0, 1.2
 
 
 def words_of(name: str, things: Sequence[Thing]) -> Bag:

@@ -27,7 +27,7 @@ HIDDEN, HIDDEN_LIGHT = 0.06, 0.4
 """Chance that an object, or a traffic light, is not shown: two thirds of the frames have a light, 40 % show one."""
 
 EXISTENCE, OTHER = "existence", "other"
-PLAN = {"objects": 2, "status": 2, "count": 1, "closest": 1, OTHER: 3}
+PLAN = {"objects": 2, "status": 2, "count": 1, "closest": 1, OTHER: 5}
 """Questions of a reading by kind, beside those of existence."""
 EXISTENCE_EACH, EASY_PAIRS = 1, 2
 _BEGINNINGS = {
@@ -81,8 +81,9 @@ def make_reading(seed: int, index: int, rig: Rig = NUSCENES) -> Reading:
         same = [item for item in by_kind[EXISTENCE] if item.answer == answer]
         chosen += rng.sample(same, min(EXISTENCE_EACH, len(same)))
     chosen += easy_existence(truth, rig, rng)
-    ahead = rig.sectors.get("front", ())
-    asked = [Asked(item.question, item.answer, kind_of(item), ahead if _about_ego(item) else ()) for item in chosen]
+    asked = [
+        Asked(item.question, item.answer, kind_of(item), rig.sectors.get(_told_in(item) or "", ())) for item in chosen
+    ]
     return Reading(contents_of(frame, [(seen.item, seen.camera) for seen in truth.seen]), asked)
 
 
@@ -93,9 +94,11 @@ def kind_of(item: Item) -> str:
     )
 
 
-def _about_ego(item: Item) -> bool:
-    """Whether it asks for what the ego car does or should do."""
-    return item.category in ("planning", "behavior") and not item.question.startswith(_WEATHER)
+def _told_in(item: Item) -> str | None:
+    """The sector that `contents_of` tells what the ego car does, or how the weather is, of a question about these."""
+    if item.question.startswith(_WEATHER):
+        return "back"
+    return "front" if item.category in ("planning", "behavior") else None
 
 
 def imagined_truth(frame: ToyFrame, rng: random.Random) -> Truth:
