@@ -67,10 +67,10 @@ def test_no_is_said_of_what_is_nowhere_and_of_what_stands_elsewhere():
     assert nowhere > len(READINGS) / 2 and elsewhere > len(READINGS)
 
 
-def test_questions_about_the_ego_car_look_ahead_and_others_where_they_say():
+def test_questions_look_where_contents_tell_what_they_ask_for():
     for asked in ASKED:
-        about_ego = asked.kind in ("planning", "behavior") and "droplets" not in asked.question
-        assert asked.cameras == (("CAM_FRONT",) if about_ego else ()), asked
+        about_ego = ("CAM_FRONT",) if asked.kind in ("planning", "behavior") else ()
+        assert asked.cameras == (("CAM_BACK",) if "droplets" in asked.question else about_ego), asked
 
 
 def test_all_words_of_contents_are_known():
