@@ -23,9 +23,9 @@ help:  ## this list
 demo: .venv/parts  ## train, compare, export and ask on the embedded toy world (two cores)
 	$(BIN)/python -m benchmarks.demo
 
-benchmark: .venv/parts  ## three models, blind controls and ablations on the toy world (hours; resumes)
+benchmark: .venv/parts  ## models, blind controls, ablations, rigs and a study on the toy world (hours; QUICK=1: half one)
 	$(BIN)/python -m benchmarks.toyworld $(if $(QUICK),--quick)
-	$(BIN)/python -m benchmarks.tables
+	$(if $(QUICK),,$(BIN)/python -m benchmarks.tables)
 
 style: .venv/installed  ## format, and fix what ruff can fix
 	$(BIN)/ruff format .

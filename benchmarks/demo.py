@@ -9,17 +9,21 @@ What is finished is not done again: a second call shows the results in seconds.
 """
 
 import json
+import os
 import shlex
+import subprocess
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benchmarks.toyworld import run as toyworld
-from benchmarks.toyworld.run import ToyworldArguments, python
+from benchmarks.toyworld.run import ToyworldArguments
 from training.data.rows import load_rows
 from training.metrics.answers import answer_correct
 from training.overfit import ask
+from training.run import ROOT
 from training.stages.command_line import run
 from training.stages.files import write_json
 from training.stages.recipes import read_recipe
@@ -34,15 +38,32 @@ class DemoArguments:
     recipe: str = field(default="demo", metadata={"help": "Recipe whose numbers all models have: name or file."})
 
 
+def python(*words: str, log: Path) -> None:
+    """Run a module of this checkout; what it says goes to a file.
+
+    Raises:
+        ChildProcessError: it failed; with the end of what it said.
+    """
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    with log.open("a") as out:
+        out.write(f"$ python {shlex.join(words)}\n")
+        out.flush()
+        code = subprocess.run(
+            [sys.executable, *words], env={**os.environ, "PYTHONPATH": paths}, stdout=out, stderr=out
+        ).returncode
+    if code:
+        raise ChildProcessError(f"python {shlex.join(words)} failed; {log} ends: {log.read_text().splitlines()[-1]}")
+
+
 def once(done: Path, title: str, *words: str) -> None:
     """Run a module unless the file that it ends with is there."""
     if done.exists():
         print(f"== {title}: finished before", flush=True)
         return
     print(f"== {title}", flush=True)
-    python(*words, log=done.parent.parent / "log.txt", env={})
+    python(*words, log=done.parent.parent / "log.txt")
     if not done.exists():
-        raise RuntimeError(f"python {shlex.join(words)} did not write {done}")
+        raise ChildProcessError(f"python {shlex.join(words)} did not write {done}")
 
 
 def predictions(folder: Path) -> list[dict[str, Any]]:
@@ -76,11 +97,11 @@ def ask_held_out(export: Path, evaluation: Path, blind_evaluation: Path, answers
     return result
 
 
-def losses_of(run: Path, of: str = "") -> list[str]:
-    """NAME=FILE for `training.report`: every stage of a run that wrote its losses."""
-    stages = json.loads((run / "run.json").read_text())["stages"]
+def losses_of(root: Path) -> list[str]:
+    """NAME=FILE for `training.report`: every stage that wrote its losses."""
+    stages = json.loads((root / "run.json").read_text())["stages"]
     files = {name: Path(stage["arguments"]["output_dir"]) / "metrics.jsonl" for name, stage in stages.items()}
-    return [f"{of}{name}={file}" for name, file in files.items() if file.is_file()]
+    return [f"{name.rsplit('.', 1)[-1]}={file}" for name, file in files.items() if file.is_file()]
 
 
 def held_out_images(evaluation: Path, scene: str) -> dict[str, str]:
@@ -111,7 +132,7 @@ def show(results: dict[str, Any], answers: list[dict[str, Any]], report: Path, m
             f"{title:34} {model['perception']['estimate']:10.1%} {model['accuracy']['estimate']:7.1%} "
             f"{model['visual_tokens_per_scene']:14.0f}"
         )
-    gaps = results["sighted_minus_trained_blind"]["smoldriver"]
+    gaps = results["minus_blind"]["smoldriver"]
     perception, every = (
         f"{100 * gap['estimate']:+.1f} points [{100 * gap['low']:+.1f}, {100 * gap['high']:+.1f}]"
         for gap in (gaps["perception"], gaps["accuracy"])
@@ -137,11 +158,11 @@ def main(args: DemoArguments) -> Path:
         return report
     results = toyworld.main(
         ToyworldArguments(
-            output_dir=str(root), output=str(file), recipe=args.recipe, quick=True, brief=True, only=list(SHOWN_MODELS)
+            output_dir=str(root), output=str(file), recipe=args.recipe, seeds=[0], brief=True, only=["models"]
         )
     )
     asked = json.loads((evaluation / "metrics.json").read_text())["arguments"]
-    trained, baseline = evaluation.parent, root / "seed0" / "smolvlm-ft"
+    baseline = root / "seed0" / "smolvlm-ft"
     once(
         export / "config.json",
         "export, and prove the export in a clean process",
@@ -150,13 +171,19 @@ def main(args: DemoArguments) -> Path:
         "--only_installed",  # the demo works without a network; other transformers would come from one
     )
     said = ask_held_out(export, evaluation, blind, answers)
-    losses = [*losses_of(trained), *losses_of(baseline, "SmolVLM-FT, ")]
     runs = (evaluation, baseline / "evaluation")
     once(
         report,
         "report",
         *("-m", "training.report", "--runs", *map(str, runs), "--data", asked["data"]),
-        *("--losses", *losses, "--output", str(report), "--title", "SmolDriver on the toy world: does it look?"),
+        *(
+            "--losses",
+            *losses_of(root),
+            "--output",
+            str(report),
+            "--title",
+            "SmolDriver on the toy world: does it look?",
+        ),
     )
     show(results, said, report, (time.monotonic() - began) / 60)
     return report

@@ -1,6 +1,6 @@
 """Does a model answer as well in int8, and as ONNX graphs? The same questions for every engine, on the toy world.
 
-    python -m benchmarks.engines --checkpoint outputs/benchmark/seed0/smoldriver/merge \
+    python -m benchmarks.engines --checkpoint outputs/benchmark/seed0/merge \
         --data outputs/benchmark/common/prepare
 
 `fp32` and `int8` are the presets of `smoldriver_hf.precision_smoldriver`; `onnx` and `onnx-int8` are what

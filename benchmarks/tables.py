@@ -16,10 +16,8 @@ from typing import Any
 
 from benchmarks.markdown import number, percent, table
 from benchmarks.speed.report import report as speed_report
-from benchmarks.toyworld.results import LANGUAGE
+from benchmarks.toyworld.report import report as toyworld_report
 from benchmarks.tree import tree
-from training.evaluation.controls import Control
-from training.evaluation.figures import title_of
 from training.stages.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,145 +59,6 @@ def packing(run: dict[str, Any]) -> str:
     return "\n".join([*lines, "", note])
 
 
-TITLES = {
-    "smolvlm": "SmolVLM, as pre-trained",
-    "smolvlm-ft": "SmolVLM-FT",
-    "smoldriver": "**SmolDriver**",
-    "blind": "blind: the same language model, no images",
-}
-BLIND_COLUMNS = {
-    "template_majority": "best answer per template %",
-    "text_only": "no images %",
-    "black": "black images %",
-    "wrong_scene": "other scene's images %",
-}
-ABLATIONS = {
-    "smoldriver": "SmolDriver",
-    "position-keys": "keys of positions only",
-    "shared-qformer": "one Q-Former for all cameras",
-    "untrained-queries": "queries never trained",
-    "no-transfer": "no knowledge transfer",
-}
-WORDING = ("seed_bleu", "bert_score_f1")
-CONTROLS = ("drop_relevant", "black_relevant", "permuted", "swap_left_right", "paraphrase", "absent_object")
-
-
-def spread(model: dict[str, Any], group: str) -> str:
-    """A figure in percent, with the seeds' own where there are several."""
-    text = percent(model[group]["estimate"])
-    seeds = model["per_seed"][group]
-    return text if len(seeds) < 2 else f"{text} ({' '.join(percent(value) for value in seeds)})"
-
-
-def gap(interval: dict[str, Any] | None) -> str:
-    """A difference in points, with its interval; nothing where there is none."""
-    if interval is None:
-        return ""
-    low, high = interval["low"], interval["high"]
-    return f"{100 * interval['estimate']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
-
-
-def toyworld(run: dict[str, Any]) -> str:
-    """The embedded benchmark: three models beside their blind versions, budgets, ablations, unseen weather."""
-    models = run["models"]
-    sighted = [model for name, model in models.items() if name in TITLES and name != "blind"]
-    asked = [control for control in BLIND_COLUMNS if any(control in model["controls"] for model in sighted)]
-    ours = models.get("smoldriver")
-    parts = [_models(run, asked)]
-    if ours:
-        parts += [_budgets(run, ours), _ablations(run, models), _controls(ours), _corruptions(ours)]
-    seeds = max(model["seeds"] for model in models.values())
-    note = (
-        f"Right answers on {ours['questions'] if ours else 0} questions about scenes that no model has seen; "
-        f"{seeds} seed{'s' if seeds > 1 else ''}, each one's own figure in brackets; two models are compared on the "
-        "seeds that both have (ablations and changed images or questions: the first); square brackets: 95 % intervals "
-        "over scenes. Blind columns: perception. "
-    )
-    if "text_only" not in asked:
-        note += "Text only, the fourth blind control, was asked of the blind model alone in this run. "
-    note += (
-        "BERTScore with MiniLM, not comparable with other encoders'. "
-        f"Command: `{run['command'].strip()}`; split {run['split_hash'][:12]}."
-    )
-    return "\n\n".join("\n".join(lines) for lines in [*parts, [note]] if lines)
-
-
-def _models(run: dict[str, Any], asked: list[str]) -> list[str]:
-    header = ["", "visual tokens", "perception %", "all %", "sighted − blind, perception", "sighted − blind, all"]
-    header += [BLIND_COLUMNS[control] for control in asked]
-    rows = []
-    for name, model in ((name, run["models"][name]) for name in TITLES if name in run["models"]):
-        minus_blind = run["sighted_minus_trained_blind"].get(name, {})
-        rows.append(
-            [
-                TITLES[name],
-                f"{model['visual_tokens_per_scene']:.0f}",
-                spread(model, "perception"),
-                spread(model, "accuracy"),
-                gap(minus_blind.get("perception")),
-                gap(minus_blind.get("accuracy")),
-                *(percent(model["controls"].get(control, {}).get("perception")) for control in asked),
-                *("–" if model[score] is None else f"{model[score]:.3f}" for score in WORDING),
-                percent(model.get("unseen", {}).get("sighted", {}).get("perception")),
-            ]
-        )
-    return table([*header, *(title_of(LANGUAGE[score]) for score in WORDING), "unseen fog %"], rows)
-
-
-def _budgets(run: dict[str, Any], ours: dict[str, Any]) -> list[str]:
-    """Accuracy over visual tokens."""
-    budgets = sorted(budget for name in ours["controls"] if (budget := Control.parse(name).budget))
-    minus = run["smoldriver_at_budget_minus_smolvlm_ft"]
-    rows = [
-        [title, *(percent(ours["controls"][f"sighted@{budget}"][group]) for budget in budgets)]
-        for group, title in (("perception", "perception %"), ("accuracy", "all %"))
-    ]
-    if minus:
-        rows.append(["minus SmolVLM-FT, perception", *(gap(minus[str(budget)]["perception"]) for budget in budgets)])
-    return table(["SmolDriver's tokens per camera", *map(str, budgets)], rows)
-
-
-def _ablations(run: dict[str, Any], models: dict[str, Any]) -> list[str]:
-    rows = []
-    for name, title in ABLATIONS.items():
-        if model := models.get(name):
-            at_one = percent(model["controls"].get("sighted@1", {}).get("perception"))
-            minus = gap(run["smoldriver_minus"].get(name, {}).get("perception"))
-            rows.append([title, spread(model, "perception"), at_one, spread(model, "accuracy"), minus])
-    header = ["ablation", "perception %", "at 1 token a camera %", "all %", "SmolDriver − it, perception"]
-    return table(header, rows) if len(rows) > 1 else []
-
-
-def _controls(ours: dict[str, Any]) -> list[str]:
-    """What becomes of the answers when the images or the questions are not what they were."""
-    rows = []
-    for name in CONTROLS:
-        if name not in ours["controls"]:
-            continue
-        found = ours["controls"][name]
-        cells = [Control.parse(name).title]
-        for group in ("perception", "accuracy"):
-            cells += [percent(found[group]), gap(found["minus_sighted"].get(group)) or "–"]
-        rows.append(cells)
-    header = ["SmolDriver is given", "perception %", "minus true images, same questions", "all %", "minus true images"]
-    return table(header, rows) if rows else []
-
-
-def _corruptions(ours: dict[str, Any]) -> list[str]:
-    """Perception over severities."""
-    found = ours.get("corruptions")
-    if not found:
-        return []
-    spoilt: dict[str, dict[int, str]] = {}  # {corruption: {severity: perception}}
-    for control, scores in ((Control.parse(name), scores) for name, scores in found.items()):
-        if control.corruption and control.severity:
-            spoilt.setdefault(control.corruption, {})[control.severity] = percent(scores["perception"])
-    severities = sorted({severity for cells in spoilt.values() for severity in cells})
-    rows = [[name.replace("_", " "), *(cells[severity] for severity in severities)] for name, cells in spoilt.items()]
-    title = f"corrupted images, perception % ({percent(found['sighted']['perception'])} without)"
-    return table([title, *(f"severity {severity}" for severity in severities)], rows)
-
-
 ENGINES = {
     "fp32": "PyTorch, fp32",
     "int8": "PyTorch, preset int8",
@@ -225,7 +84,7 @@ def engines(run: dict[str, Any]) -> str:
 PARTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "packing": packing,
     "nine-frames": nine_frames,
-    "toyworld": toyworld,
+    "toyworld": toyworld_report,
     "engines": engines,
     "speed": speed_report,
 }

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.toyworld`: three models, blind controls and ablations; see `run`."""
+"""`python -m benchmarks.toyworld`: the models, their blind controls, ablations, rigs and a study; see `run`."""
 
 from benchmarks.toyworld.run import ToyworldArguments, main
 from training.stages.command_line import run

@@ -26,7 +26,7 @@ def test_right_answers_are_counted(capsys):
     gap = {"estimate": 0.246, "low": 0.187, "high": 0.306, "scenes": 5}
     results = {
         "models": {name: model for name in SHOWN_MODELS},
-        "sighted_minus_trained_blind": {"smoldriver": {"perception": gap, "accuracy": gap}},
+        "minus_blind": {"smoldriver": {"perception": gap, "accuracy": gap}},
     }
     show(results, answers, Path("report.html"), 1.0)
     said = capsys.readouterr().out

@@ -1,164 +1,162 @@
-"""The embedded benchmark: its models have equal means, its recipes are the toy world's, its figures follow from
-predictions."""
+"""The benchmark from end to end with stages that only leave their files: shared ones run once, choices follow."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import pytest
 import yaml
+from evaluations import write_evaluation
 
-from benchmarks import tables
-from benchmarks.toyworld.results import collect
-from benchmarks.toyworld.run import (
-    ONE_THREAD,
-    VARIANTS,
-    common_stages,
-    pretrained_smolvlm,
-    run_name,
-    unseen_stages,
-    variant_stages,
-    written,
+from benchmarks.toyworld import asking, run
+from benchmarks.toyworld.run import ToyworldArguments, chosen, main, recipe_of
+from benchmarks.toyworld.variants import BUDGETS, GROUPS, QUICK_ABLATIONS, VARIANTS
+from training.evaluation.controls import expand_controls
+from training.stages.recipes import module_of
+
+HALF, BLIND, SEES = [True, True, False] * 2, [True, False, False] * 2, [True] * 6
+
+
+class Stages:
+    """Stands in for `subprocess.run` of `training.run`: leaves what each command's STAGE and the results look for."""
+
+    def __init__(self):
+        self.ran: list[str] = []
+        self.best: set[str] = set()  # variants that are right on everything
+
+    def __call__(self, command, env, stdout=None, stderr=None):
+        words = command[command.index("-m") + 1 :]
+        arguments: dict[str, str] = {}
+        for word in words[1:]:
+            if word.startswith("--"):
+                name = word[2:]
+            arguments[name] = word
+        module, folder = words[0].removeprefix("training."), Path(arguments["output_dir"])
+        self.ran.append("/".join(folder.parts[folder.parts.index("out") + 1 :]))
+        assert env["OMP_NUM_THREADS"] == "1"
+        folder.mkdir(parents=True, exist_ok=True)
+        if module == "evaluate":
+            self.evaluate(folder, words)
+            return SimpleNamespace(returncode=0)
+        note = json.dumps({"held_out": {"tokens_4": {"perception": 60.0}}})
+        result = folder / module_of(module).STAGE.result({**arguments, "merge": arguments.get("merge") != "false"})
+        result.mkdir(exist_ok=True)
+        for name in ("model.safetensors", "drivelm.json", "read.json", "align.json"):
+            (result / name).write_text(note)
+        (folder / "transfer_metrics.json").write_text('{"start": {"loss": 1.0}}')
+        (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 3.0}\n')
+        return SimpleNamespace(returncode=0)
+
+    def evaluate(self, folder: Path, words: list[str]) -> None:
+        variant = folder.parent.name
+        asked = words[words.index("--controls") + 1 :]
+        asked = asked[: next(place for place, word in enumerate(asked) if word.startswith("--"))]
+        controls = [str(one) for one in expand_controls(asked, ["CAM_FRONT"], (1, 3))]
+        answers = BLIND if "blind" in variant else SEES if variant in self.best else HALF
+        write_evaluation(folder, dict.fromkeys(controls, answers))
+
+
+@pytest.fixture
+def stages(monkeypatch) -> Stages:
+    fake = Stages()
+    monkeypatch.setattr(run.runner.subprocess, "run", fake)
+    for module, name in ((run, "fetch_dinov2_small"), (run, "fetch_minilm"), (asking, "fetch_minilm")):
+        monkeypatch.setattr(module, name, lambda: "parts")
+    return fake
+
+
+def arguments(tmp_path: Path, *only: str, **others) -> ToyworldArguments:
+    return ToyworldArguments(str(tmp_path / "out"), str(tmp_path / "results.json"), only=list(only), **others)
+
+
+def test_shared_stages_run_once_and_a_second_call_runs_nothing(tmp_path, stages, capsys):
+    args = arguments(tmp_path, "models", "no-align", seeds=[0, 1])
+    found = main(args)
+    assert len(stages.ran) == len(set(stages.ran))
+    assert {name for name in stages.ran if name.endswith("/read")} == {"seed0/read", "seed1/read"}
+    assert "seed0/no-align/adapt" in stages.ran and "seed1/no-align/adapt" not in stages.ran
+    assert {"common/fog/prepare", "seed1/smolvlm-ft/fog", "seed0/smoldriver/corruptions"} <= set(stages.ran)
+    assert "seed1/smoldriver/corruptions" not in stages.ran
+    assert found == json.loads((tmp_path / "results.json").read_text())
+    assert found["models"]["smoldriver"]["seeds"] == 2 and found["format"] == 2
+    assert found["minus_blind"]["smoldriver"]["perception"]["estimate"] == pytest.approx(1 / 3)
+    assert found["stages"]["seed0.read"]["tokens_4"] == {"perception": 60.0}
+    assert found["stages"]["seed0.read"]["minutes"] >= 0 and "machine" in found and found["versions"]["torch"]
+    assert "*How well do they answer?*" in capsys.readouterr().out
+    count = len(stages.ran)
+    assert main(args)["models"] == found["models"] and len(stages.ran) == count
+
+
+def test_results_are_written_after_every_evaluation(tmp_path, stages, monkeypatch):
+    told = []
+    collect = run.collect
+    monkeypatch.setattr(run, "collect", lambda *args: told.append(len(stages.ran)) or collect(*args))
+    main(arguments(tmp_path, "smoldriver", seeds=[0], brief=True, jobs=1))
+    assert stages.ran[-1] == "seed0/smoldriver/evaluation" and told == [len(stages.ran)] * 2
+
+
+def test_what_one_seed_does_not_decide_is_trained_again(tmp_path, stages):
+    stages.best = {"no-align"}  # a difference in every scene; the other ablation equals SmolDriver
+    args = arguments(tmp_path, "models", "no-align", "healed", seeds=[0, 1, 2], ablation_seeds=2, brief=True)
+    found = main(args)
+    assert found["models"]["healed"]["seeds"] == 2 and found["models"]["no-align"]["seeds"] == 1
+
+
+def test_the_best_of_the_study_is_tried_together_and_elsewhere(tmp_path, stages):
+    stages.best = {"study-tokens-8", "study-width-128"}
+    found = main(arguments(tmp_path, "study", seeds=[0]))
+    assert found["study_best"] == ("tokens-8", "width-128")
+    assert {"study-best", "study-elsewhere", "study-elsewhere-best"} <= set(found["models"])
+    assert "seed0/short/tokens-8/width-128/adapt" in stages.ran
+    assert [name for name in stages.ran if name.endswith("read")] == ["seed0/read", "seed0/seven/read"]
+
+
+def test_a_failure_leaves_the_rest_done_and_told(tmp_path, stages, monkeypatch):
+    def fail(command, env, **streams):
+        if any(word.endswith("no-align/adapt") for word in command):
+            return SimpleNamespace(returncode=1)
+        return stages(command, env, **streams)
+
+    monkeypatch.setattr(run.runner.subprocess, "run", fail)
+    with pytest.raises(ChildProcessError, match=r"stage seed0\.no-align\.adapt failed"):
+        main(arguments(tmp_path, "models", "no-align", seeds=[0], brief=True))
+    assert set(json.loads((tmp_path / "results.json").read_text())["models"]) == set(GROUPS["models"])
+
+
+def test_quick_is_shorter_in_a_folder_of_its_own(stages):
+    args = ToyworldArguments(quick=True)
+    assert args.root.name == "benchmark-quick" and args.results == args.root / "results.json"
+    assert ToyworldArguments().results == Path("benchmarks/results/toyworld.json")
+    assert set(chosen(args)) == {*GROUPS["models"], *QUICK_ABLATIONS}
+    quick, full = (
+        recipe_of({"smoldriver": VARIANTS["smoldriver"]}, {"smoldriver": [0]}, one)
+        for one in (args, ToyworldArguments())
+    )
+    assert quick["seed0.adapt"]["max_steps"] < full["seed0.adapt"]["max_steps"]
+    assert quick["common.toyworld"]["scenes"] < full["common.toyworld"]["scenes"]
+    assert "seed0.smoldriver.fog" in full and "seed0.smoldriver.fog" not in quick
+    for sections in (quick, full):
+        asked = sections["seed0.smoldriver.evaluation"]
+        assert {"blind", "swap_left_right", "black_relevant", "paraphrase"} <= set(asked["controls"])
+        assert asked["budgets"] == list(BUDGETS) and asked["data"] == "common.prepare"
+
+
+def test_all_is_one_recipe_which_refuses_other_numbers(tmp_path, stages):
+    main(arguments(tmp_path, "smoldriver", seeds=[0], brief=True))
+    written = yaml.safe_load((tmp_path / "out/recipe.yaml").read_text())
+    assert written["env"]["OMP_NUM_THREADS"] == "1" and written["seed0.merge"]["adapter"] == "seed0.adapt"
+    with pytest.raises(ValueError, match=r"common.toyworld was run before.*scenes was 700, is 300"):
+        main(arguments(tmp_path, "smoldriver", "blind", seeds=[0], quick=True))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"only": ["modles"]}, "only takes some of models, bases, ablations, .*; got modles"),
+        ({"seeds": []}, "at least one seed is needed"),
+        ({"ablation_seeds": 0}, "at least one seed is needed"),
+    ],
 )
-from training.run import ROOT
-from training.stages.recipes import RECIPES, Recipe, plan, read_recipe
-
-RECIPE = RECIPES / "toyworld.yaml"
-
-EQUAL = ("language_model", "lora_r", "lora_alpha", "lora_dropout", "train_embeddings", "load_in_4bit", "tower")
-EQUAL += ("questions", "max_steps", "per_device_train_batch_size", "pairs_per_sequence", "learning_rate")
-EQUAL += ("lr_scheduler_type", "projector")
-
-
-@pytest.mark.parametrize("name", ["toyworld", "demo"])
-def test_all_models_have_equal_means(name):
-    recipe = yaml.safe_load((RECIPE.parent / f"{name}.yaml").read_text())
-    for stage, like in (("baseline", "adapt"), ("blind", "adapt")):
-        assert {key: recipe[stage].get(key) for key in EQUAL} == {key: recipe[like].get(key) for key in EQUAL}
-    assert recipe["heal"]["questions"] == recipe["pretrain"]["questions"]  # its language model is frozen
-    assert "fog" not in recipe["toyworld"]["weathers"] + recipe["pictures"]["weathers"]
-    assert recipe["toyworld"]["seed"] != recipe["pictures"]["seed"]
-
-
-SECTIONS = {
-    "smolvlm-ft": ["baseline"],
-    "blind": ["assemble", "blind"],
-    "no-transfer": ["assemble", "heal", "adapt", "merge"],
-}  # of the others: all that make SmolDriver
-
-
-def recipe_of(variant: str, seed: int, root: Path, whole: Recipe) -> dict[str, Any]:
-    return written(root / run_name(variant, seed), variant_stages(variant, seed, root, whole), ONE_THREAD)
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_a_variant_differs_in_nothing_but_its_changes(variant, tmp_path):
-    whole = read_recipe(str(RECIPE))
-    recipe = recipe_of(variant, 7, tmp_path, whole)
-    _, changes = VARIANTS[variant]
-    sections = {name: section for name, section in recipe.items() if name not in ("output_dir", "env")}
-    assert list(sections) == SECTIONS.get(variant, ["assemble", "transfer", "heal", "adapt", "merge"])
-    everything = plan(whole.sections, Path(whole.output_dir), whole.data)
-    ours = {"seed", "feature_cache", "output_dir", *everything["assemble"].stage.inputs}  # where things lie
-    for name, section in sections.items():
-        before = {"module": everything[name].module, **everything[name].arguments}
-        ours |= set(everything[name].stage.inputs)
-        changed = {key for key in section if section[key] != before.get(key)} - ours
-        assert changed == set(changes.get(name, {})) - {"from"}
-        assert section.get("seed", 7) == 7
-        if changed & {"shared_qformer", "keep_frozen"}:  # where the projector is frozen they would change nothing
-            assert section.get("projector", "full") == "full"
-    again = plan(sections, Path(recipe["output_dir"]), None)
-    assert {name: stage.arguments for name, stage in again.items()} == {
-        name: {key: value for key, value in section.items() if key != "module"} for name, section in sections.items()
-    }
-
-
-def test_what_all_models_share(tmp_path):
-    whole = read_recipe(str(RECIPE))
-    made = list(whole.sections)[: list(whole.sections).index("assemble")]
-    assert list(common_stages(tmp_path, whole)) == made
-    assert pretrained_smolvlm(tmp_path, whole) == tmp_path / "common" / "pretrain" / "final"
-    unseen = unseen_stages(tmp_path, whole)
-    assert unseen["toyworld"].arguments["weathers"] == ["fog"] and unseen["prepare"].arguments["split"] == "test"
-    assert unseen["prepare"].arguments["image_root"] == str(tmp_path / "unseen" / "toyworld")
-    with pytest.raises(ValueError, match="data must name the section that prepares a toy world; got 'elsewhere'"):
-        unseen_stages(tmp_path, replace(whole, data="elsewhere"))
-
-
-def test_runs_share_the_worlds_and_caches_and_name_their_inputs_by_path(tmp_path):
-    whole = read_recipe(str(RECIPE))
-    recipe = recipe_of("no-transfer", 1, tmp_path, whole)
-    assert recipe["heal"]["checkpoint"] == str(tmp_path / "seed1" / "no-transfer" / "assemble")
-    assert recipe["assemble"]["smolvlm"] == str(tmp_path / "common" / "pretrain" / "final")
-    assert recipe["heal"]["data"] == str(tmp_path / "common" / "prepare_documents")
-    assert recipe["adapt"]["data"] == str(tmp_path / "common" / "prepare")
-    assert recipe["adapt"]["feature_cache"] == str(tmp_path / "features" / "student")
-    assert recipe["merge"]["adapter"] == str(tmp_path / "seed1" / "no-transfer" / "adapt" / "adapter")
-
-
-def write_evaluation(folder: Path, right: dict[str, list[bool]], controls: list[str]) -> None:
-    """An evaluation in which each control answers three questions in each of two scenes right or wrong."""
-    results = {}
-    for control, answers in right.items():
-        lines = []
-        for number, good in enumerate(answers):
-            row = {"question_id": str(number), "scene_token": f"scene{number // 3}", "category": "perception"}
-            row |= {"question": "Are there cars?", "reference": "Yes.", "answer": "Yes." if good else "No."}
-            lines.append(json.dumps(row) + "\n")
-        (folder / control).mkdir(parents=True)
-        (folder / control / "predictions.jsonl").write_text("".join(lines))
-        accuracy = {"perception": {"answers": len(answers), "accuracy": sum(answers) / len(answers)}}
-        results[control] = {
-            "visual_tokens_per_scene": 96.0,
-            "by_category": accuracy,
-            "by_type": {},
-            "exact_match": 0.5,
-        }
-    metrics = {"results": results, "split_hash": "0" * 64, "arguments": {"controls": controls}}
-    (folder / "metrics.json").write_text(json.dumps(metrics))
-
-
-def test_figures_follow_from_predictions(tmp_path):
-    sees, half, blind = [True] * 6, [True, True, False] * 2, [True, False, False] * 2
-    for seed, answers in ((0, sees), (1, half)):
-        found = {"sighted": answers, "sighted@1": half, "black": blind}
-        found |= {"permuted": blind} if seed == 0 else {}  # controls that the first seed alone is asked
-        write_evaluation(tmp_path / f"seed{seed}" / "smoldriver" / "evaluation", found, ["blind"])
-        write_evaluation(
-            tmp_path / f"seed{seed}" / "blind" / "evaluation", {"sighted": half, "text_only": blind}, ["text_only"]
-        )
-    write_evaluation(tmp_path / "seed0" / "smolvlm-ft" / "evaluation", {"sighted": half}, ["blind"])
-    report = collect(tmp_path, [0, 1, 2], ["smoldriver", "smolvlm-ft", "blind", "no-transfer"])
-    ours = report["models"]["smoldriver"]
-    assert ours["seeds"] == 2 and ours["per_seed"]["perception"] == [1.0, pytest.approx(2 / 3)]
-    assert ours["perception"]["estimate"] == pytest.approx(5 / 6)
-    assert report["models"]["blind"]["perception"]["estimate"] == pytest.approx(1 / 3)  # its answers without images
-    gap = report["sighted_minus_trained_blind"]["smoldriver"]["perception"]
-    assert gap["estimate"] == pytest.approx(1 / 2) and gap["scenes"] == 2
-    assert report["smoldriver_minus"]["smolvlm-ft"]["perception"]["estimate"] == pytest.approx(1 / 3)  # of seed 0
-    assert report["smoldriver_at_budget_minus_smolvlm_ft"]["1"]["perception"]["estimate"] == pytest.approx(0)
-    assert "no-transfer" not in report["models"]
-    moved = ours["controls"]["permuted"]
-    assert moved["seeds"] == 1 and moved["perception"] == pytest.approx(1 / 3)
-    assert moved["minus_sighted"]["perception"]["estimate"] == pytest.approx(-2 / 3)  # of the same run
-    assert ours["controls"]["black"]["seeds"] == 2
-    write_evaluation(tmp_path / "smolvlm" / "evaluation", {"sighted": blind}, ["blind"])  # one run for all seeds
-    write_evaluation(tmp_path / "seed2" / "no-transfer" / "evaluation", {"sighted": half}, ["blind"])
-    both = collect(tmp_path, [0, 1, 2], ["smoldriver", "smolvlm", "blind", "no-transfer"])
-    assert both["smoldriver_minus"]["smolvlm"]["perception"]["estimate"] == pytest.approx(1 / 2)
-    assert "no-transfer" in both["models"] and "no-transfer" not in both["smoldriver_minus"]  # no seed in common
-    text = tables.toyworld({**report, "command": "python -m benchmarks.toyworld"})
-    assert "sighted − blind, all | black images % | BLEU" in text  # the blind controls that were asked
-    assert "Text only, the fourth blind control, was asked of the blind model alone in this run." in text
-    ours["controls"] |= {"text_only": moved, "template_majority": moved}
-    everything = tables.toyworld({**report, "command": "python -m benchmarks.toyworld"})
-    assert "| best answer per template % | no images % | black images % | BLEU" in everything
-    assert "Text only" not in everything
-    assert "moved around among them | 33.3 | -66.7 [" in text
-    assert "| **SmolDriver** | 96 | 83.3 (100.0 66.7) |" in text and "+50.0 [" in text
-
-
-def test_the_recipes_are_files_of_this_project():
-    assert RECIPE.is_relative_to(ROOT) and RECIPE.is_file()
+def test_mistakes_are_told_before_anything_runs(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        ToyworldArguments(**wrong)
