@@ -14,6 +14,7 @@ below the limit. Attention is counted as fused (its scores are never stored).
 """
 
 import json
+import math
 import weakref
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
@@ -55,6 +56,10 @@ class MemoryArguments:
     recipe: str = field(metadata={"help": "Recipe: a file, or the name of one in training/recipes."})
     limit_gb: float = field(default=16.0, metadata={"help": "Memory of the accelerator, in GB of 2^30 bytes."})
     question_tokens: int = field(default=80, metadata={"help": "Tokens of a question with its answer and turn marks."})
+
+
+SCORE_BYTES = 4 + 4 + 1
+"""Of an attention score that is supervised: as it is, of the named cameras alone, and which those are."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +196,7 @@ def estimate(config: SmolDriverConfig, args: FinetuneArguments, training: SFTCon
     saved = int(sum(linears) * (low.itemsize - NF4_BYTES)) if args.load_in_4bit else 0
     unpacked = max(linears) if args.load_in_4bit else 0
     parameters = sum(storages.values()) - saved
-    peak += unpacked * low.itemsize - saved
+    peak += unpacked * low.itemsize - saved + camera_attention_bytes(config, args, batch)
     optimizer_bytes = 8 * trainable
     return Estimate(
         parameters=parameters,
@@ -202,6 +207,15 @@ def estimate(config: SmolDriverConfig, args: FinetuneArguments, training: SFTCon
         sequence_length=batch.length,
         trainable=trainable,
     )
+
+
+def camera_attention_bytes(config: SmolDriverConfig, args: FinetuneArguments, batch: Batch) -> int:
+    """What the supervision of camera attention keeps for its backward pass, if every question token were asked for."""
+    if not args.camera_attention_loss:
+        return 0
+    heads = config.text_config.num_attention_heads
+    watched = len(args.camera_attention_heads) if args.camera_attention_heads is not None else math.ceil(heads / 2)
+    return batch.size * watched * (batch.length - batch.prefix) * batch.length * SCORE_BYTES
 
 
 def model_without_weights(

@@ -6,7 +6,7 @@ from trl import SFTConfig
 
 from training.assemble import AssembleArguments
 from training.finetune import FinetuneArguments
-from training.memory import GB, NF4_BYTES, MemoryArguments, config_of, estimate, main
+from training.memory import GB, NF4_BYTES, SCORE_BYTES, MemoryArguments, config_of, estimate, main
 from training.toyworld.smolvlm import ToyBaseArguments
 
 # `tiny.tiny_config`, weight by weight.
@@ -85,6 +85,21 @@ def test_what_needs_more_and_what_needs_less():
     assert estimated(question_tokens=200, training={"per_device_train_batch_size": 2}).peak > plain.peak
     assert estimated(question_tokens=200, training={"gradient_checkpointing": True}).peak < plain.peak
     assert plain.needed() > plain.peak * 1.1
+
+
+def test_supervised_attention_keeps_its_scores():
+    """By default for half of the heads, of which the tiny model has two."""
+    plain, half, both, one = (
+        estimated(question_tokens=200, **options).peak
+        for options in (
+            {},
+            {"camera_attention_loss": 0.5},
+            {"camera_attention_loss": 0.5, "camera_attention_heads": [0, 1]},
+            {"camera_attention_loss": 0.5, "camera_attention_heads": [1]},
+        )
+    )
+    assert half == one == plain + 200 * (200 + 6 * (8 + 15)) * SCORE_BYTES
+    assert both - plain == 2 * (one - plain)
 
 
 def test_a_recipe_without_a_model(tmp_path):

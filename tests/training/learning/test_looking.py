@@ -101,6 +101,25 @@ def test_it_teaches_to_look():
     assert sum(shares[:6]) / 6 < 0.2 and sum(shares[-6:]) / 6 > 0.8
 
 
+def test_gradients_are_the_same_when_layers_are_computed_again():
+    gradients = []
+    for checkpointing in (False, True):
+        model = tiny_model().train()
+        model.requires_grad_(True)
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        watch = CameraAttention(model)
+        inputs = tiny_inputs(model)
+        tokens, wanted = asked(inputs, model.config.image_token_id, "CAM_BACK")
+        logits = model(**inputs).logits
+        loss, _ = watch.loss(tokens, wanted)
+        (loss + logits.logsumexp(-1).mean()).backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    plain, again = gradients
+    assert plain.keys() == again.keys() and any("q_proj" in name for name in plain)
+    assert all(torch.allclose(plain[name], again[name], atol=1e-6) for name in plain)
+
+
 def test_smolvlm_is_watched_too(tmp_path):
     model = AutoModelForImageTextToText.from_pretrained(write_smolvlm(tmp_path / "smolvlm"))
     watch = CameraAttention(model)
