@@ -170,7 +170,7 @@ def main(args: FinetuneArguments, config: SFTConfig) -> Path:
         callbacks=[JsonlCallback(output_dir / "metrics.jsonl"), DrawByEpoch(collator, bool(args.reword))],
         camera_attention=watched(args, model),
         camera_attention_loss=args.camera_attention_loss,
-        learning_rates={modules["projector"]: args.projector_learning_rate or config.learning_rate},
+        learning_rates={modules["projector"]: args.projector_learning_rate} if args.projector_learning_rate else {},
     )
     ablate(trainer, args.shared_qformer, args.keep_frozen)
     check_sharding(trainer.accelerator.distributed_type)
