@@ -47,7 +47,7 @@ from training.learning.collate import DrawByEpoch, PackedSceneCollator, SceneCol
 from training.learning.examples import collate_rows, training_examples
 from training.learning.features import FeatureCache
 from training.learning.looking import CameraAttention
-from training.learning.parts import BASELINES, check_how, how_of, load_model, lora_config, modules_of
+from training.learning.parts import BASELINES, LANGUAGE_LINEARS, check_how, how_of, load_model, lora_config, modules_of
 from training.learning.smolvlm import (
     BaselineCollator,
     PackedBaselineCollator,
@@ -87,7 +87,7 @@ class FinetuneArguments:
     lora_alpha: int = field(default=16, metadata={"help": "Scale of the adapters."})
     lora_dropout: float = field(default=0.05, metadata={"help": "Dropout in front of the adapters."})
     lora_pattern: str = field(
-        default=r".*\.(language_model|text_model)\..*\.(q|k|v|o|gate|up|down)_proj",
+        default=LANGUAGE_LINEARS,
         metadata={"help": "Regular expression over whole module names: the language model's linears to adapt."},
     )
     train_embeddings: bool = field(

@@ -36,7 +36,15 @@ from training.learning.callbacks import JsonlCallback, started_note
 from training.learning.checks import check_trl, is_finished, is_sharded, record_arguments
 from training.learning.collate import Example, SceneCollator
 from training.learning.looking import CameraAttention
-from training.learning.parts import BASELINES, check_how, check_lora_targets, load_model, lora_config, modules_of
+from training.learning.parts import (
+    BASELINES,
+    LANGUAGE_LINEARS,
+    check_how,
+    check_lora_targets,
+    load_model,
+    lora_config,
+    modules_of,
+)
 from training.learning.reading import BaselineReadingCollator, ReadingCollator, ReadingTrainer
 from training.learning.slots import WordTable
 from training.learning.smolvlm import SceneView, load_processor
@@ -60,7 +68,7 @@ class ReadArguments:
     lora_alpha: int = field(default=16, metadata={"help": "Scale of the adapters."})
     lora_dropout: float = field(default=0.0, metadata={"help": "Dropout in front of the adapters."})
     lora_pattern: str = field(
-        default=r".*\.(language_model|text_model)\..*\.(q|k|v|o|gate|up|down)_proj",
+        default=LANGUAGE_LINEARS,
         metadata={"help": "Regular expression over whole module names: the language model's linears to adapt."},
     )
     train_embeddings: bool = field(

@@ -469,6 +469,14 @@ def test_the_projector_may_learn_at_a_rate_of_its_own(root, tmp_path, language_m
     assert max(moved[key] for key in moved if "language_model" in key) > 1e-3
 
 
+@pytest.mark.parametrize(("rate", "groups"), [(None, 2), (1e-3, 4)])
+def test_without_a_rate_of_its_own_the_optimizer_is_as_in_checkpoints_of_before(root, tmp_path, rate, groups):
+    """Weights that decay and weights that do not; a run that was killed by an older version goes on with these."""
+    run(root, tmp_path, projector_learning_rate=rate, language_model="full")
+    state = torch.load(Path(last_checkpoint(tmp_path)) / "optimizer.pt", weights_only=True)
+    assert len(state["param_groups"]) == groups
+
+
 def test_a_rate_for_what_does_not_train(root, tmp_path):
     with pytest.raises(ValueError, match="projector_learning_rate must be positive.*projector 'frozen'"):
         run(root, tmp_path, projector_learning_rate=1e-3, projector="frozen")

@@ -31,6 +31,9 @@ _KINDS = {  # what DriveLM calls them → class words
     **{f"{colour} light": "traffic light" for colour in ("red", "green", "yellow")},  # and no "light gray vehicle"
 }
 _CATEGORIES = ("vehicle", "traffic element", "obstacle")  # of what no class word is known; no free text travels on
+_CLASS_OF = {**_KINDS, **{name: name for name in STATUSES}}
+_CLASS_OF |= {plural(word): name for word, name in _CLASS_OF.items()}
+_CLASS_WORD = re.compile(rf"\b({'|'.join(sorted(map(re.escape, _CLASS_OF), key=len, reverse=True))})\b")
 _MOVING = {"Moving": ("moving", "with rider"), "Stationary": ("standing", "parked", "without rider")}
 
 
@@ -96,11 +99,8 @@ def contents_of_key_objects(key_objects: Iterable[tuple[str, Mapping[str, str]]]
 
 def _class_word(text: str) -> str | None:
     """The class that a text names last: "white truck" → truck, "golden sedan" → car; None: none."""
-    words = {**_KINDS, **{name: name for name in STATUSES}}
-    words |= {plural(word): name for word, name in words.items()}
-    longest_first = "|".join(sorted(map(re.escape, words), key=len, reverse=True))
-    found = re.findall(rf"\b({longest_first})\b", text)
-    return words[found[-1]] if found else None
+    found = _CLASS_WORD.findall(text)
+    return _CLASS_OF[found[-1]] if found else None
 
 
 def _status(name: str, status: str | None, description: str) -> str | None:

@@ -28,9 +28,11 @@ MODULES = {
 }
 BASELINES = ("smolvlm", "idefics3")
 HEAD = "lm_head"
-# The attention and MLP linears of transformers' vision encoders, and every projection of Q-Formers and connectors.
+# The attention and MLP linears of transformers' vision encoders, every projection of Q-Formers and connectors, and of
+# language models what adapters take unless another pattern is given.
 TOWER_LINEARS = r"\..*\.(q_proj|k_proj|v_proj|o_proj|out_proj|fc1|fc2|gate_proj|up_proj|down_proj)"
 PROJECTOR_LINEARS = r"\..*proj"
+LANGUAGE_LINEARS = r".*\.(language_model|text_model)\..*\.(q|k|v|o|gate|up|down)_proj"
 
 
 def modules_of(model_type: str) -> dict[str, str]:

@@ -10,6 +10,8 @@ from training.data.contents import Contents, Thing
 from training.data.rig import Rig
 from training.toyworld.scene import DIRECTIONS, SPEEDS, WEATHERS, ToyFrame, ToyObject, in_ego_path
 
+AHEAD, BEHIND = "front", "back"
+"""The sectors that tell what the ego car does, and weather and lane."""
 LANE_WORDS = ("left", "middle", "right")
 SPEED_WORDS = {"not moving": "standing"}  # one word each: "not" beside "moving" would say that it moves
 NEAR, PATH = 11.0, 17.0
@@ -24,7 +26,7 @@ def contents_of(
     Args:
         frame: tells what is no object.
         seen: objects that are shown, each with its camera.
-        unclear: (class, sector) where something may or may not count as shown.
+        unclear: (class, camera) where something may or may not count as shown.
     """
     shown = list(seen)
     things: list[Thing] = [
@@ -37,17 +39,16 @@ def contents_of(
     if path is not None and path <= PATH:
         ahead += ["path", "near"] if path <= NEAR else ["path"]
     words: dict[str, list[str]] = {}
-    for sector, told in (("front", ahead), ("back", [frame.weather, LANE_WORDS[frame.ego_lane], "lane"])):
+    for sector, told in ((AHEAD, ahead), (BEHIND, [frame.weather, LANE_WORDS[frame.ego_lane], "lane"])):
         for camera in rig.sectors.get(sector, ()):
             words[camera] = told
-    doubtful = [(name, camera) for name, sector in unclear for camera in rig.sectors.get(sector, ())]
-    return {"objects": things, "words": words, "unclear": sorted(doubtful)}
+    return {"objects": things, "words": words, "unclear": sorted(unclear)}
 
 
 def all_words(rig: Rig) -> Contents:
     """A frame that says all that is no object: for the words that there are."""
     ahead = [*DIRECTIONS, *(SPEED_WORDS.get(speed, speed) for speed in SPEEDS), "path", "near"]
     behind = [*WEATHERS, *LANE_WORDS, "lane"]
-    told = {"front": ahead, "back": behind}
+    told = {AHEAD: ahead, BEHIND: behind}
     words = {camera: told[sector] for sector in told for camera in rig.sectors.get(sector, ())}
     return {"objects": [], "words": words, "unclear": []}

@@ -58,7 +58,7 @@ from training.data.rig import NUSCENES, Rig, read_rig, write_rig
 from training.stages.files import is_done, whole, write_json
 from training.toyworld.balance import FrameQuestions, balance_world
 from training.toyworld.cameras import cameras
-from training.toyworld.contents import contents_of
+from training.toyworld.contents import LANE_WORDS, contents_of
 from training.toyworld.nuscenes_tables import image_file, lidar_file, scan, write_map, write_tables
 from training.toyworld.pictures import document_frames, picture_frame
 from training.toyworld.questions import key_object_infos, write_questions
@@ -66,7 +66,6 @@ from training.toyworld.render import render
 from training.toyworld.scene import WEATHERS, ToyFrame, sample_frame
 from training.toyworld.truth import existence_truth, find_truth
 
-_LANE_WORDS = ("left", "middle", "right")
 _JPEG_QUALITY = 88
 
 
@@ -177,8 +176,7 @@ def _make_frame(args: ToyWorldArguments, rig: Rig, root: Path, place: tuple[int,
         for camera in views
     }
     key_objects, points = key_object_infos(truth), lidar_points.tolist()
-    contents = contents_of(frame, [(seen.item, seen.camera) for seen in truth.seen])
-    contents["unclear"] = sorted(truth.doubtful)
+    contents = contents_of(frame, [(seen.item, seen.camera) for seen in truth.seen], truth.doubtful)
     return _Made(frame, questions, key_objects, len(truth.seen), truth.visibility, points, pictures, contents)
 
 
@@ -191,7 +189,7 @@ def _contents(made: _Made) -> dict[str, Contents]:
 def _describe_scene(frame: ToyFrame) -> str:
     """DriveLM has this text too. It tells the answer: it must never get into a prompt."""
     weather = "A clear day" if frame.weather == "day" else frame.weather.capitalize()
-    return f"{weather}. The ego vehicle is in the {_LANE_WORDS[frame.ego_lane]} lane of a road with three lanes."
+    return f"{weather}. The ego vehicle is in the {LANE_WORDS[frame.ego_lane]} lane of a road with three lanes."
 
 
 def _write_drivelm(

@@ -18,7 +18,7 @@ from training.data.rig import NUSCENES, Rig
 from training.data.wording import STATUSES, SceneObject
 from training.toyworld.balance import Item, yes_no
 from training.toyworld.cameras import cameras
-from training.toyworld.contents import contents_of
+from training.toyworld.contents import AHEAD, BEHIND, contents_of
 from training.toyworld.questions import write_questions
 from training.toyworld.scene import KINDS, ToyFrame, sample_frame
 from training.toyworld.truth import Seen, Truth, existence_question
@@ -97,8 +97,8 @@ def kind_of(item: Item) -> str:
 def _told_in(item: Item) -> str | None:
     """The sector that `contents_of` tells what the ego car does, or how the weather is, of a question about these."""
     if item.question.startswith(_WEATHER):
-        return "back"
-    return "front" if item.category in ("planning", "behavior") else None
+        return BEHIND
+    return AHEAD if item.category in ("planning", "behavior") else None
 
 
 def imagined_truth(frame: ToyFrame, rng: random.Random) -> Truth:

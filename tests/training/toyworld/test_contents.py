@@ -6,7 +6,7 @@ from training.toyworld.scene import in_ego_path, sample_frame
 def test_words_stand_where_they_show():
     for number in range(30):
         frame = sample_frame(3, number, 0, 1)
-        contents = contents_of(frame, [(item, "CAM_FRONT") for item in frame.objects], [("car", "back left")])
+        contents = contents_of(frame, [(item, "CAM_FRONT") for item in frame.objects], [("car", "CAM_BACK_LEFT")])
         assert set(contents["words"]) == {"CAM_FRONT", "CAM_BACK"}
         assert frame.weather in contents["words"]["CAM_BACK"] and frame.direction in contents["words"]["CAM_FRONT"]
         near = [item.distance for item in frame.objects if in_ego_path(frame, item) and item.distance <= 11]
