@@ -2,7 +2,7 @@
 
     python -m training.align --checkpoint outputs/read --data outputs/prepare --output_dir outputs/aligned \\
         --feature_cache outputs/features/student --max_steps 450 --per_device_train_batch_size 16 \\
-        --learning_rate 1e-3 --lr_scheduler_type cosine --use_cpu
+        --learning_rate 1e-3 --lr_scheduler_type cosine --warmup_steps 20 --use_cpu
 
 What a picture shows (`Rows.contents`) says what each of its visual tokens should be: a sum of word embeddings
 (`training.learning.slots`). A token is to point where its target points and to be as long; and that a car, a moving
@@ -10,8 +10,9 @@ car, two cars are shown is to be read off it by dot product with these words. To
 budget, so all tokens up to the largest budget learn at once. What nobody can say of a picture teaches nothing.
 
 For a SmolDriver's Q-Formers and for the connector of a SmolVLM or Idefics3 alike; tower and language model stay as
-they are. `output_dir/final/align.json` tells, of held-out scenes, how near tokens come to their targets and how well
-what they say tells pictures apart, at each budget. Run again after a kill: it goes on from the last whole checkpoint.
+they are. A connector, whose weights on thousands of inputs are small, takes a tenth of the learning rate, 1e-4.
+`output_dir/final/align.json` tells, of held-out scenes, how near tokens come to their targets and how well what they
+say tells pictures apart, at each budget. Run again after a kill: it goes on from the last whole checkpoint.
 """
 
 import json
@@ -28,7 +29,7 @@ from smoldriver_hf import load_strictly, read_config
 from training.checkpoints.folders import save_whole
 from training.data.contents import shown_by
 from training.data.rig import EXTRA_VIEWS
-from training.data.rows import Rows, load_rows
+from training.data.rows import Rows, load_rows, read_dataset_info
 from training.learning.ablations import ablate
 from training.learning.callbacks import JsonlCallback, started_note
 from training.learning.checks import check_data_cameras, checked_budgets, is_finished, record_arguments
@@ -83,7 +84,8 @@ def main(args: AlignArguments, config: TrainingArguments) -> Path:
     output_dir = Path(config.output_dir)
     final = output_dir / "final"
     rows = load_rows(args.data, args.split)
-    if is_finished(final, args, config, rows):
+    told = {"contents": read_dataset_info(rows.path).get("contents")}
+    if is_finished(final, args, config, rows, **told):
         return final
     note = started_note("align", args, config, rows, [args.checkpoint])
     cameras = known_cameras(args, rows)
@@ -106,7 +108,7 @@ def main(args: AlignArguments, config: TrainingArguments) -> Path:
     )
     ablate(trainer, args.shared_qformer, args.keep_frozen)
     with clear_about_full_disk(output_dir):
-        record_arguments(args, config, rows)
+        record_arguments(args, config, rows, **told)
         trainer.train(resume_from_checkpoint=last_checkpoint(output_dir))
         note |= {"steps": trainer.state.global_step, "frames": len(train)}
         note["held_out"] = measured(writer, collate, held_out, parts.tokens, config.per_device_eval_batch_size)

@@ -73,12 +73,13 @@ def report(run: Run) -> str:
 
 def note(run: Run) -> str:
     """How the figures came about."""
-    found = run["models"]
-    questions = max((model["questions"] for model in found.values()), default=0)
-    seeds = max((model["seeds"] for model in found.values()), default=0)
+    found = run["models"].values()
+    counts = sorted({model["questions"] for model in found})
+    questions = f"{counts[-1] if counts else 0} questions{f' (some variants: {counts[0]})' * (len(counts) > 1)}"
+    seeds = max((model["seeds"] for model in found), default=0)
     split = f"; split {run['split_hash'][:12]}" if run["split_hash"] else ""
     return (
-        f"Right answers on {questions} questions about scenes that no model has seen; up to {seeds} "
+        f"Right answers on {questions} about scenes that no model has seen; up to {seeds} "
         f"seed{'s' if seeds != 1 else ''}, each one's own figure in brackets; two models are compared on the seeds "
         "that both have. Square brackets: 95 % intervals over scenes, of several seeds' answers together (under "
         "“look”: means of the seeds' own). "

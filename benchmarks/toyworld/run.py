@@ -53,8 +53,9 @@ ENV = {  # as stages go on side by side; the rest keeps what was once allocated,
     "MALLOC_TRIM_THRESHOLD_": "8589934592",
     "MALLOC_TOP_PAD_": "268435456",
 }
-TEST_FRAMES = 50  # of the test split, chosen by hash
-QUICK_FRAMES = 30
+TEST_FRAMES = 60  # of the test split, chosen by hash: 1,200 questions to each of the models
+OTHER_FRAMES = 40  # among these, of other variants
+QUICK_FRAMES = 40
 BRIEF_FRAMES = 20
 
 
@@ -88,10 +89,12 @@ class ToyworldArguments:
     def root(self) -> Path:
         return Path(self.output_dir or f"outputs/benchmark{'-quick' * self.quick}").absolute()
 
-    def extent(self, seed: int) -> Extent:
-        """How much a seed's models are asked."""
+    def extent(self, name: str, seed: int) -> Extent:
+        """How much a variant of a seed is asked."""
         if self.brief or self.quick:
             return Extent(BRIEF_FRAMES if self.brief else QUICK_FRAMES)
+        if name not in GROUPS["models"]:
+            return Extent(OTHER_FRAMES)
         return Extent(TEST_FRAMES, worlds=True, spoilt=seed == self.seeds[0])
 
     @property
@@ -123,7 +126,7 @@ def recipe_of(
     for name, variant in variants.items():
         for seed in seeds[name]:
             road = planned(variant, seed, whole, args.root)
-            roads += [road, *evaluations(name, variant, seed, road, whole, args.root, args.extent(seed))]
+            roads += [road, *evaluations(name, variant, seed, road, whole, args.root, args.extent(name, seed))]
     return together(roads)
 
 

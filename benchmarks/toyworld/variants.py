@@ -87,14 +87,14 @@ WORLDS: dict[str, Layer] = {  # that no model has seen, to be asked about
 }
 STUDY: dict[str, dict[str, Layer]] = {  # factor → value → what it changes; the recipe's own is a value too
     "tokens a camera, trained and asked": {
-        f"tokens-{count}": {"adapt": {"num_queries": [count]}} for count in (2, 4, 8, 16)
+        f"tokens-{count}": {"adapt": {"num_queries": [count]}} for count in (4, 8, 16)
     },
     "image size": {
         f"pixels-{size}": {
             "assemble": {"image_size": size},
             **dict.fromkeys(TRAINED, {"feature_cache": f"features/student-{size}"}),
         }
-        for size in (84, 168)
+        for size in (168,)
     },
     "width of the Q-Formers": {
         f"width-{width}": {"assemble": {"projector_hidden_size": width}} for width in (128, 384)

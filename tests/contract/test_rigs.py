@@ -1,6 +1,7 @@
 """Cameras are data: a car with four cameras, and a fleet that calls its cameras otherwise, go the whole road.
 
-World or fleet → prepare → a short training → evaluation → report, by the stages' own `main`, with nothing but a rig.
+World or fleet → prepare → aligning → a short training → evaluation → report, by the stages' own `main`, with nothing
+but a rig.
 """
 
 import json
@@ -8,9 +9,10 @@ from pathlib import Path
 
 import pytest
 from prepared import write_smoldriver
+from transformers import TrainingArguments
 from trl import SFTConfig
 
-from training import evaluate, finetune, report
+from training import align, evaluate, finetune, report
 from training.data.rig import Rig, read_rig
 from training.data.rows import load_rows
 from training.prepare import PrepareArguments
@@ -69,8 +71,14 @@ def go_on(data: Path, root: Path, rig: Rig) -> None:
 
     checkpoint = write_smoldriver(root / "checkpoint", cameras=list(rig.names))
     settings = {"use_cpu": True, "bf16": False, "report_to": "none", "gradient_checkpointing": False, "max_steps": 2}
+    aligned = align.main(
+        align.AlignArguments(str(checkpoint), str(data), str(root / "features")),
+        TrainingArguments(output_dir=str(root / "align"), per_device_train_batch_size=1, **settings),
+    )
+    told = align.STAGE.figures(root / "align")
+    assert told["frames"] == 1 and None not in told["cosine"][1:]
     trained = finetune.main(
-        finetune.FinetuneArguments(str(checkpoint), str(data)),
+        finetune.FinetuneArguments(str(aligned), str(data)),
         SFTConfig(output_dir=str(root / "run"), save_steps=2, logging_steps=1, **settings),
     )
     controls = ["blind", "cameras", "absent_object", "corrupt:fog:3"]

@@ -5,14 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from drivelm_files import make_world, write_world
 from prepared import write_prepared, write_shown, write_smoldriver, write_smolvlm
 from safetensors.torch import load_file
 from tiny import tiny_config
 from transformers import TrainingArguments
 
 from smoldriver_hf import CAMERAS, SmolDriverProjectorConfig, load_strictly
-from training import align
+from training import align, prepare
 from training.align import AlignArguments
+from training.data.rows import load_rows
 from training.learning.features import weights_hash
 from training.learning.parts import modules_of
 
@@ -152,6 +154,47 @@ def test_only_frames_that_are_told_of_are_learnt(root, tmp_path):
     final = run(root, tmp_path / "run", max_steps=1, data=str(tmp_path / "data"))
     note = json.loads((final / "align.json").read_text())
     assert (note["frames"], note["held_out"]["frames"]) == (5, 2)
+
+
+def test_what_drivelms_key_objects_tell_is_learnt(tmp_path):
+    """A camera without a key object shows nothing; extra views are no pictures of a camera."""
+    objects = {
+        "<c1,CAM_BACK,1088.3,497.5>": ("Vehicle", "Moving", "Black sedan."),
+        "<c2,CAM_FRONT,200.0,400.0>": ("Pedestrian", None, "A person."),
+    }
+    world = make_world(3, frames=2)
+    for scene in world.values():
+        for frame in scene["key_frames"].values():
+            frame["key_object_infos"] = {
+                tag: {"Category": kind, "Status": status, "Visual_description": text}
+                for tag, (kind, status, text) in objects.items()
+            }
+            frame["image_paths"]["LIDAR_BEV"] = frame["image_paths"]["CAM_FRONT"]
+    file = write_world(tmp_path / "drivelm", world)
+    prepare.main(prepare.PrepareArguments(str(file), str(file.parent), str(tmp_path / "data"), split="train"))
+    rows = load_rows(tmp_path / "data", "train")
+    assert "LIDAR_BEV" in rows.cameras
+    frames = align.shown_frames(rows, rows.cameras)
+    assert len(frames) == 6 and set(frames[0].images) == set(CAMERAS)
+    assert {(thing["name"], thing["status"]) for thing in frames[0].contents["objects"]} == {
+        ("car", "moving"),
+        ("pedestrian", None),
+    }
+    write_smoldriver(tmp_path / "smoldriver")
+    final = run(tmp_path, tmp_path / "run", max_steps=2)
+    assert json.loads((final / "align.json").read_text())["held_out"]["frames"] == 2
+
+
+def test_new_contents_are_another_run(root, tmp_path):
+    """The questions, and so the split's hash, stay the same."""
+    data = tmp_path / "data"
+    write_prepared(data, frames=8, questions=1)
+    write_shown(data, SHOWN)
+    run(root, tmp_path / "run", data=str(data), max_steps=1)
+    info = json.loads((data / "dataset.json").read_text())
+    (data / "dataset.json").write_text(json.dumps({**info, "contents": "others"}))
+    with pytest.raises(ValueError, match="contents was None, is 'others'"):
+        run(root, tmp_path / "run", data=str(data), max_steps=1)
 
 
 def test_mistakes_are_told_before_the_first_step(root, tmp_path):

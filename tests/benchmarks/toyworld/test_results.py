@@ -69,7 +69,7 @@ def test_minutes_are_those_of_finished_stages(report):
 
 
 def test_the_best_value_of_each_factor_beats_the_recipe_own():
-    right = dict.fromkeys(GROUPS["study"], 0.5) | {"study-tokens-8": 0.7, "study-tokens-2": 0.6, "study-rank-16": 0.4}
+    right = dict.fromkeys(GROUPS["study"], 0.5) | {"study-tokens-8": 0.7, "study-tokens-4": 0.6, "study-rank-16": 0.4}
     models = {name: {"perception": {"estimate": value}} for name, value in right.items()}
     assert best_values({"models": models}) == ("tokens-8",)
     del models[f"study-{next(iter(STUDY['image size']))}"]
