@@ -74,8 +74,9 @@ def report(run: Run) -> str:
 def note(run: Run) -> str:
     """How the figures came about."""
     found = run["models"].values()
-    counts = sorted({model["questions"] for model in found})
-    questions = f"{counts[-1] if counts else 0} questions{f' (some variants: {counts[0]})' * (len(counts) > 1)}"
+    counts = sorted({0} | {model["questions"] for model in found})
+    fewer = f" (some variants: {counts[1]})" if len(counts) > 2 else ""
+    questions = f"{counts[-1]} questions{fewer}"
     seeds = max((model["seeds"] for model in found), default=0)
     split = f"; split {run['split_hash'][:12]}" if run["split_hash"] else ""
     return (

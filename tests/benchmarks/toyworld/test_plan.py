@@ -44,9 +44,8 @@ def test_all_models_have_equal_means():
             assert {key: sections[stage].get(key) for key in names} == {
                 key: sections["adapt"].get(key) for key in names
             }
-        assert {key: sections["align"][key] for key in ("max_steps", "learning_rate")} == {
-            key: sections["align_qformers"][key] for key in ("max_steps", "learning_rate")
-        }
+        assert sections["align"]["max_steps"] == sections["align_qformers"]["max_steps"]
+        assert sections["align"]["learning_rate"] < sections["align_qformers"]["learning_rate"]  # or it explodes
     assert "fog" not in recipe["toyworld"]["weathers"]
     seeds = [layer["toyworld"]["seed"] for layer in (*RIGS.values(), WORLDS["fog"])]
     assert recipe["toyworld"]["seed"] not in seeds and len(set(seeds)) == len(seeds)
