@@ -22,7 +22,8 @@ from typing import Any, NoReturn
 
 from transformers import HfArgumentParser
 
-# {words: (module with `main`, its arguments, what it does)}; only the module of the command given is imported.
+# {words: (module with `main`, or `module:function`; its arguments; what it does)}; only the module of the command that
+# is given is imported.
 COMMANDS = {
     "build": ("build", "BuildArguments", "a checkpoint → a folder that is ready for the Hub"),
     "embed": ("embed", "EmbedArguments", "a SmolDriver and its blind twin → the default model of this repository"),
@@ -31,7 +32,7 @@ COMMANDS = {
     "serve transformers": ("engines.transformers_server", "TransformersServerArguments", "transformers' own server"),
     "serve vllm": ("engines.vllm", "VllmArguments", "vLLM's own server"),
     "onnx": ("engines.onnx", "OnnxArguments", "graphs for ONNX Runtime"),
-    "label": ("label", "LabelArguments", "answer the questions of a prepared data set"),
+    "label": ("label:command", "LabelArguments", "answer the questions of a prepared data set"),
     "cost": ("cost", "CostArguments", "measure what a checkpoint costs on this machine"),
 }
 
@@ -67,12 +68,13 @@ def parser_of(argv: list[str]) -> Parser:
         if argv[: len(group) + 1] != [*group, name]:
             place.add_parser(name, help=does)
             continue
-        module = import_module(f"hub_export.{module_name}")
+        file, _, function = module_name.partition(":")
+        module = import_module(f"hub_export.{file}")
         arguments = getattr(module, arguments_name)
         chosen = place.add_parser(
             name, help=does, dataclass_types=arguments, description=module.__doc__, formatter_class=HelpFormatter
         )
-        chosen.set_defaults(main=module.main, arguments=arguments)
+        chosen.set_defaults(main=getattr(module, function or "main"), arguments=arguments)
         chosen.add_argument("--traceback", action="store_true", help="Show where an error was noticed.")
     return top
 

@@ -10,7 +10,8 @@ The data set is what `training.prepare` writes (`dataset.json`, `frames/` and `q
 shard `questions/SPLIT-….parquet` becomes one output shard of the same name, which appears complete or not at all;
 shards that are there are not done again, so an interrupted run is started again by the same command. A frame is
 encoded once for all of its questions. A question that cannot be answered has an `error` and no `answer`; the others
-are not affected. Ray Data needs `pip install "ray[data]"`.
+are not affected, and the command ends with exit status 2. Remove a shard, and it is asked again. Ray Data needs
+`pip install "ray[data]"`.
 """
 
 import os
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
@@ -54,6 +56,7 @@ class Labeller:
             args.model, precision=None, dtype=args.dtype, revision=args.revision, trust_remote_code=True
         )
         self.model = model.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu")
+        self.processor.num_image_tokens(args.num_queries)  # one that the model does not have, every frame would refuse
         self.frames = Prepared(args.data).images(args.split)
         there = sorted({camera for images in self.frames.values() for camera in images})
         unknown = [camera for camera in there if camera not in self.processor.cameras]
@@ -142,11 +145,39 @@ def main(args: LabelArguments) -> Path:
         if open_shards:
             label_with_ray(args, open_shards)
         return out
-    # By name, not by place in the list of open shards: processes that start later see fewer open ones.
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    mine = [shard for shard in every[rank::world] if shard in open_shards]
+    mine = [shard for shard in _own(every) if shard in open_shards]
     if mine:
         labeller = Labeller(args)
-        for shard in tqdm(mine, desc=f"label, process {rank + 1} of {world}", unit="shard"):
+        for shard in tqdm(mine, desc="label, process {} of {}".format(*_place()), unit="shard"):
             labeller.label(shard)
     return out
+
+
+def command(args: LabelArguments) -> None:
+    """`main` for the shell, where questions without an answer are an error once all others are answered.
+
+    Raises:
+        ValueError: see `main`; or questions of this process's shards have no answer.
+    """
+    out, shards = main(args), Prepared(args.data).shards(args.split)
+    told = [row for shard in (shards if args.ray_actors else _own(shards)) for row in _errors(out / shard.name)]
+    if told:
+        raise ValueError(
+            f"{len(told)} questions have no answer, the first is {told[0]['question_id']}: {told[0]['error']}; "
+            f"the others are in {out}"
+        )
+
+
+def _errors(file: Path) -> list[dict[str, Any]]:
+    return pq.read_table(file, columns=["question_id", "error"], filters=pc.field("error").is_valid()).to_pylist()
+
+
+def _place() -> tuple[int, int]:
+    """(number, counted from 1; of how many) of this process under torchrun."""
+    return int(os.environ.get("RANK", "0")) + 1, int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _own(shards: list[Path]) -> list[Path]:
+    """This process's share, by name and not by place among the open ones: who starts later sees fewer of these."""
+    number, processes = _place()
+    return shards[number - 1 :: processes]

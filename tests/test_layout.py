@@ -31,7 +31,7 @@ MOST_ARROWS = 74
 MOST_FLOORS = 6
 MOST_LINES_OF_A_FILE = 450
 MOST_LINES_OF_A_FUNCTION = 60
-MOST_LINES = {"smoldriver_hf": 3260, "training": 16850, "hub_export": 2950, "benchmarks": 2980}
+MOST_LINES = {"smoldriver_hf": 3260, "training": 17050, "hub_export": 3430, "benchmarks": 2980}
 LONG_FILES: dict[str, str] = {}
 LONG_FUNCTIONS: dict[str, str] = {}
 # Modules without a test file of their name in the mirrored place, and where they are tested.

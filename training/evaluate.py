@@ -13,10 +13,14 @@ controls and their groups; "sighted" always runs. It writes into `output_dir`:
     {control}/predictions.jsonl   one line per answer, appended frame by frame
     metrics.json                  all figures, with command, seed, split hash, fingerprint and versions
     output.json                   the sighted answers in the DriveLM challenge's submission format
+                                  (complete even where the data hide the answers, which no score counts then)
     attention.npz                 for a few frames, where each camera's Q-Former looks (SmolDriver)
     made_with.json                what the predictions were made with
 
 Data whose coordinates are shares of the image are scored, and written for the challenge, in pixels.
+
+Encoder, pictures, room on the disk and controls are checked before the first answer; a control of a group that the
+data cannot answer (no train split, one scene) is left out and told.
 
 Run again after a kill, it goes on behind the last whole frame; run with more controls or frames, it adds them and
 metrics.json covers everything that is complete. Other settings need another folder.
@@ -37,7 +41,7 @@ import transformers
 
 from smoldriver_hf.default import fetch_default
 from training.data.rig import Rig
-from training.data.rows import FrameRow, Rows, load_rows, read_dataset_info
+from training.data.rows import Rows, load_rows, read_dataset_info
 from training.evaluation.answering import Answerer, SmolDriverAnswerer, fingerprint, load_answerer
 from training.evaluation.controls import SIGHTED, Control, control_views, expand_controls
 from training.evaluation.figures import words_of
@@ -50,9 +54,11 @@ from training.evaluation.predictions import (
     majority_predictions,
     predict,
 )
+from training.evaluation.preflight import check_pictures, check_room, possible_controls
 from training.evaluation.results import Counts, Metrics, Prediction, control_file, frame_key, without_nan
-from training.evaluation.scoring import all_scores, in_pixels, submission
+from training.evaluation.scoring import all_scores, in_pixels, submission, with_references, without_scores
 from training.evaluation.surroundings import Around, surroundings
+from training.metrics.language import load_bert_scorer
 from training.stages.command_line import run
 from training.stages.files import command_of, is_done, whole, write_json
 from training.stages.recipes import Stage
@@ -90,14 +96,19 @@ class EvaluateArguments:
     bert_model: str | None = field(default=None, metadata={"help": "Encoder for BERTScore: folder or Hub id."})
     attention_frames: int = field(default=8, metadata={"help": "Frames whose Q-Former attention is kept."})
 
+    def __post_init__(self) -> None:
+        for name, least in (("max_new_tokens", 1), ("batch_size", 1), ("resamples", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}; got {getattr(self, name)}")
+
 
 def asked_controls(
-    args: EvaluateArguments, answerer: Answerer, cameras: Sequence[str], pool: Sequence[FrameRow]
+    args: EvaluateArguments, answerer: Answerer, cameras: Sequence[str], rows: Rows, frames: Sequence[Frame]
 ) -> list[Control]:
-    """The controls that the options name, budgets last.
+    """The controls that the options name and the data can answer, budgets last.
 
     Raises:
-        ValueError: unknown controls, a budget that the model does not have.
+        ValueError: unknown controls, a budget that the model does not have, see also `possible_controls`.
     """
     controls = expand_controls(args.controls, cameras, args.severities)
     controls += [Control("sighted", budget=budget) for budget in args.budgets]
@@ -105,10 +116,7 @@ def asked_controls(
         if not isinstance(answerer, SmolDriverAnswerer):
             raise ValueError("budgets are for a SmolDriver; other models have one number of visual tokens")
         answerer.processor.num_image_tokens(budget)
-    if args.controls == ["all"] and len({frame["scene_token"] for frame in pool}) == 1:
-        print(f"{args.data} has one scene in split {args.split!r}: left out wrong_scene", file=sys.stderr)
-        controls.remove(Control("wrong_scene"))
-    return list(dict.fromkeys(controls))
+    return possible_controls(list(dict.fromkeys(controls)), args.controls, rows, frames, cameras)
 
 
 def shown_cameras(asked: Sequence[str] | None, known: Sequence[str], rows: Rows) -> list[str]:
@@ -165,8 +173,6 @@ def answer_controls(
         predictions = predict(control, ask, frames, model.rig, control_file(output_dir, control))
         if predictions:
             results[str(control)] = predictions
-        else:
-            print(f"{control}: no question of these frames fits", file=sys.stderr)
     return results
 
 
@@ -216,6 +222,7 @@ def counts_of(frames: Sequence[Frame], results: Mapping[str, Sequence[Prediction
         "questions": sum(len(questions) for _, questions in frames),
         "errors": sum(row["error"] is not None for row in results["sighted"]),
         "answers": {control: len(predictions) for control, predictions in results.items()},
+        "references": sum(bool(row["reference"]) for row in results["sighted"]),
     }
 
 
@@ -238,23 +245,33 @@ def main(args: EvaluateArguments) -> Metrics:
     output_dir = Path(args.output_dir)
     rows = load_rows(args.data, args.split)
     rig, coordinates = rows.rig, read_dataset_info(rows.path)["options"]["coordinates"]
+    in_pixels([], coordinates)
+    if args.bert_model is not None:
+        load_bert_scorer(args.bert_model, device="cpu")  # again at the end: its memory is the model's until then
     frames = choose_frames(rows, args.max_frames)
     pool = [frame for frame, _ in rows.frames()]
     options = {name: getattr(args, name) for name in (*LOADED_WITH, "adapter")}
     source = args.checkpoint or str(fetch_default())
     answerer = load_answerer(source, args.cameras or rows.cameras, **options)
     cameras = shown_cameras(args.cameras, answerer.cameras, rows)
-    controls = asked_controls(args, answerer, cameras, pool)
+    controls = asked_controls(args, answerer, cameras, rows, frames)
+    check_pictures(frames, cameras)
+    check_room(output_dir, len(controls), frames, args.max_new_tokens)
     checkpoint = model_files(args, source, answerer)
     prints = {name: value for name, value in checkpoint.items() if name.endswith("fingerprint")}
     check_run(args, {**prints, "split_hash": rows.split_hash, "cameras": cameras}, output_dir)
     model = ControlledModel(answerer, cameras, pool, rig, args.max_new_tokens, args.batch_size, args.seed)
     results = answer_controls(model, controls, frames, args)
+    write_json(output_dir / "output.json", submission(in_pixels(results["sighted"], coordinates)))
     if isinstance(answerer, SmolDriverAnswerer) and args.attention_frames > 0:
         save_attention(answerer, frames[: args.attention_frames], cameras, rig, output_dir / "attention.npz")
     bootstrap = {"resamples": args.resamples, "seed": args.seed}
-    scores = all_scores(results, rig, coordinates, bert_model=args.bert_model, **bootstrap)
-    around = known_surroundings(rows, frames, cameras)
+    known = with_references(results)
+    if "sighted" in known:
+        scores = all_scores(known, rig, coordinates, bert_model=args.bert_model, **bootstrap)
+        scores["headline"] = headline(known, known_surroundings(rows, frames, cameras), rig, **bootstrap)
+    else:
+        scores = without_scores(results)
     metrics: Metrics = without_nan(
         {
             "command": command_of("evaluate", args),
@@ -269,10 +286,8 @@ def main(args: EvaluateArguments) -> Metrics:
             "counts": counts_of(frames, results),
             **words_of(scores["results"]),
             **scores,
-            "headline": headline(results, around, rig, **bootstrap),
         }
     )
-    write_json(output_dir / "output.json", submission(in_pixels(results["sighted"], coordinates)))
     write_json(output_dir / "metrics.json", metrics)
     _print_summary(metrics, output_dir)
     return metrics
@@ -281,13 +296,18 @@ def main(args: EvaluateArguments) -> Metrics:
 def _print_summary(metrics: Metrics, output_dir: Path) -> None:
     differences = metrics["intervals"]["sighted_minus"]
     for control, scores in metrics["results"].items():
-        line = f"{control:24} {scores['answers']:6} answers  accuracy {scores['accuracy']:6.1%}"
+        line = f"{control:24} {scores['answers']:6} answers"
+        if scores["accuracy"] is not None:
+            line += f"  accuracy {scores['accuracy']:6.1%}"
         if control in differences:
             gap = differences[control]["accuracy"]
             line += f"  sighted - control {100 * gap['estimate']:+6.1f} points"
             if gap["low"] is not None and gap["high"] is not None:
                 line += f" [{100 * gap['low']:+.1f}, {100 * gap['high']:+.1f}]"
         print(line)
+    hidden = metrics["counts"]["answers"]["sighted"] - metrics["counts"]["references"]
+    if hidden:
+        print(f"{hidden} answers have no reference to compare with: they are in output.json, and no score counts them")
     for row in metrics["headline"].values():
         print(f"{row['title']:48} {row['answers']:6} answers  {row['score']['estimate']:6.1%}")
     print(f"{output_dir / 'metrics.json'}: {metrics['visual_tokens_per_scene']:.0f} visual tokens per scene")

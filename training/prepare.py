@@ -9,7 +9,8 @@ The same command again does nothing if neither the file, the options nor the ima
     --coordinates none             without the questions that hold or ask for coordinates
     --categories perception behavior
     --questions 'front|traffic'    only questions in which this regular expression finds something
-    --split test                   everything in one split, for challenge files (their hidden answers stay empty)
+    --split test                   everything in one split, for challenge files: hidden answers stay empty, and a
+                                   question with a flaw is kept and noted, because the server counts every one
     --rig fleet.yaml               the cameras, if not nuScenes' six: a name or a file, see `training.data.rig`
     --verify_images                decode every image to find broken files (minutes for the full release)
 
@@ -242,10 +243,12 @@ def _questions(frame: Frame, rig: Rig, args: PrepareArguments, report: Report) -
     answers: dict[str, str] = {}
     for question in frame.questions:
         question_id = frame.question_id(question)
-        loss = _loss(question, rig, args)
+        loss, flaw = _loss(question, rig, args), _flaw(question, rig)
         if loss is not None:
             report.add(*loss, question_id)
             continue
+        if flaw is not None:
+            report.add("noted", flaw, question_id)
         if answers.setdefault(question.question, question.answer) != question.answer:
             report.add("noted", "question repeated on one frame with another answer", question_id)
         texts = [question.question, question.answer]
@@ -265,24 +268,31 @@ def _questions(frame: Frame, rig: Rig, args: PrepareArguments, report: Report) -
 
 def _loss(question: Question, rig: Rig, args: PrepareArguments) -> tuple[str, str] | None:
     """(kind, reason) if the question is not to be kept."""
-    text = f"{question.question}\n{question.answer}"
-    may_be_hidden = question.tag is not None or args.split == "test"
     if question.category not in CATEGORIES:
         return "dropped", "unknown category"
-    if not question.question:
-        return "dropped", "empty question"
-    if not question.answer and not may_be_hidden:
+    flaw = _flaw(question, rig)
+    if flaw is not None and args.split != "test":
+        return "dropped", flaw
+    if not question.answer and question.tag is None and args.split != "test":
         return "dropped", "empty answer"
-    if has_malformed_tag(text):
-        return "dropped", "malformed tag"
-    if any(tag_camera(tag) not in rig for tag in find_tags(text)):
-        return "dropped", "tag names an unknown camera"
     if question.category not in args.categories:
         return "filtered", f"category {question.category}"
     if args.coordinates == "none" and uses_coordinates(question.question, question.answer):
         return "filtered", "coordinates"
     if args.questions is not None and not re.search(args.questions, question.question):
         return "filtered", "questions"
+    return None
+
+
+def _flaw(question: Question, rig: Rig) -> str | None:
+    """What is wrong with a question's text, or its answer's."""
+    text = f"{question.question}\n{question.answer}"
+    if not question.question:
+        return "empty question"
+    if has_malformed_tag(text):
+        return "malformed tag"
+    if any(tag_camera(tag) not in rig for tag in find_tags(text)):
+        return "tag names an unknown camera"
     return None
 
 

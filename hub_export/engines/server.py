@@ -9,3 +9,7 @@ class ServerArguments:
     host: str = field(default="127.0.0.1", metadata={"help": "Address to listen on."})
     port: int = field(default=8000, metadata={"help": "Port to listen on."})
     dtype: str = field(default="auto", metadata={"help": "float32, bfloat16, or auto: as the weights are."})
+    allow_urls: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Hosts from which clients may have pictures fetched; default: data: URLs only."},
+    )

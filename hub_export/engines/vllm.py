@@ -2,7 +2,8 @@
 
     python -m hub_export serve vllm outputs/smoldriver --port 8000 --python vllm-env/bin/python
 
-Requests look as in `transformers_server.py`. vLLM pins other versions than training does: `--python` names the
+Requests look as in `transformers_server.py`, and pictures come from where they may there; that an allowed host has no
+private address, vLLM does not check. vLLM pins other versions than training does: `--python` names the
 interpreter of its own environment. There a plugin (`vllm_plugin.py`) makes the camera a part of an image's identity:
 vLLM's cache knows images by their content and would hand one camera's visual tokens to another.
 """
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from hub_export.engines.server import ServerArguments
 
+NO_HOST = "none.invalid"  # a name that no host can have: without any vLLM fetches from everywhere
 PLUGIN = Path(__file__).with_name("vllm_plugin.py")
 
 
@@ -46,6 +48,7 @@ def vllm_command(args: VllmArguments) -> list[str]:
     command += ["--trust-remote-code", "--model-impl", "transformers", "--dtype", args.dtype]
     command += ["--limit-mm-per-prompt", f'{{"image": {len(config.cameras)}}}']
     command += ["--host", args.host, "--port", str(args.port)]
+    command += ["--allowed-media-domains", *(args.allow_urls or [NO_HOST])]  # of its own disk it opens nothing
     if args.num_queries is not None:
         command += ["--hf-overrides", f'{{"num_queries": {args.num_queries}}}']
         command += ["--mm-processor-kwargs", f'{{"num_queries": {args.num_queries}}}']
@@ -64,7 +67,8 @@ def main(args: VllmArguments) -> None:
         )
     with tempfile.TemporaryDirectory() as folder:
         path = os.pathsep.join([str(plugin_folder(Path(folder))), os.environ.get("PYTHONPATH", "")])
-        server = subprocess.Popen(vllm_command(args), env={**os.environ, "PYTHONPATH": path})
+        limits = {"VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0"}  # an allowed host could lead anywhere
+        server = subprocess.Popen(vllm_command(args), env={**os.environ, **limits, "PYTHONPATH": path})
         signal.signal(signal.SIGTERM, lambda *_: server.terminate())  # or it would go on without us
         with suppress(KeyboardInterrupt):  # it got the same signal from the terminal
             server.wait()

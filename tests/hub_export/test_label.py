@@ -84,6 +84,41 @@ def test_each_shard_is_answered_in_its_own_order(checkpoint, data):
             assert row["answer"] == processor.tokenizer.decode(output, skip_special_tokens=True).strip()
 
 
+def run_label(*words):
+    command = [sys.executable, "-m", "hub_export", "label", *map(str, words), "--max_new_tokens", "2"]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+
+
+def test_rows_without_an_answer_end_in_a_status(checkpoint, data, monkeypatch):
+    """Whoever called must not take the folder for whole; also when nothing is left to do."""
+    args = arguments(checkpoint, data)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"6 questions have no answer, the first is s_f2_0: .*CAM_FRONT.*out"):
+            label.command(args)
+        monkeypatch.setattr(label, "Labeller", None)
+    assert sum(row["answer"] is not None for rows in read(args.out).values() for row in rows) == 14
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(ValueError, match="2 questions have no answer, the first is s_f2_1"):
+        label.command(args)  # each process tells of its own
+
+
+def test_the_command_ends_with_status_2_or_0(checkpoint, data):
+    done = run_label(checkpoint, data, "--out", data.parent / "out")
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("hub_export label: 6 questions have no")
+    assert "Traceback" not in done.stderr
+    scene(2)["CAM_FRONT"].save(data / "images" / "2-CAM_FRONT.png")
+    assert run_label(checkpoint, data, "--out", data.parent / "whole").returncode == 0
+
+
+def test_a_budget_that_the_model_does_not_have_is_told_before(checkpoint, data):
+    with pytest.raises(ValueError, match="from 1 to"):
+        label.main(arguments(checkpoint, data, num_queries=99))
+    assert not (data.parent / "out").exists()
+
+
 def test_what_is_done_is_not_done_again(checkpoint, data, monkeypatch):
     args = arguments(checkpoint, data)
     out = label.main(args)
@@ -137,14 +172,12 @@ def test_torchrun_and_ray_give_the_same_answers(checkpoint, data):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = ["-m", "hub_export", "label", str(checkpoint), str(data), "--max_new_tokens", "4"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    subprocess.run(
-        [*torchrun, *command, "--out", str(data.parent / "torchrun")], check=True, cwd=ROOT, env=environment
-    )
+    subprocess.run([*torchrun, *command, "--out", str(data.parent / "torchrun")], cwd=ROOT, env=environment)
     assert read(data.parent / "torchrun") == whole
 
     pytest.importorskip("ray")
     ray = [sys.executable, *command, "--out", str(data.parent / "ray"), "--ray_actors", "2"]
-    subprocess.run(ray, check=True, cwd=ROOT, env={**environment, "PYTHONPATH": str(ROOT)})
+    subprocess.run(ray, cwd=ROOT, env={**environment, "PYTHONPATH": str(ROOT)})
     assert read(data.parent / "ray") == whole
 
 

@@ -21,7 +21,7 @@ from training.evaluate import EvaluateArguments, main
 from training.evaluation.answering import PromptSight, SceneSight, SmolDriverAnswerer, fingerprint, load_answerer
 from training.evaluation.controls import BLIND, SIGHTED, control_questions
 from training.evaluation.predictions import choose_frames, predict
-from training.evaluation.results import control_file, without_nan
+from training.evaluation.results import control_file, load_runs, without_nan
 from training.evaluation.scoring import (
     calibration,
     challenge_references,
@@ -290,6 +290,82 @@ def test_headline(arguments, report, data, tmp_path, capsys):
     told = capsys.readouterr()
     assert "1 of 3 frames are not known" in told.err and "left and right swapped: answers that follow" in told.out
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["headline"] == rows
+
+
+def hide_answers(data: Path, folder: Path, keep: set[int]) -> Path:
+    """The same data, whose test split hides all answers but those of some frames."""
+    shutil.copytree(data, folder)
+    (file,) = (folder / "questions").glob("test-*.parquet")
+    table = pq.read_table(file)
+    rows = [
+        row
+        | ({} if int(row["frame_token"][-1]) in keep else {"answer": ""})
+        | ({"question": ""} if not number else {})
+        for number, row in enumerate(table.to_pylist())
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), file)
+    return folder
+
+
+def test_hidden_answers_are_answered_and_not_scored(arguments, data, tmp_path, capsys):
+    """The challenge's files: one without words too. What is known is scored, the rest only told."""
+    args = replace(arguments, controls=["blind", "questions"], budgets=[], attention_frames=0)
+    ids = [row["question_id"] for row in load_rows(data, "test")]
+    args = replace(args, data=str(hide_answers(data, tmp_path / "none", set())), output_dir=str(tmp_path / "run"))
+    report = main(args)
+    output = json.loads((tmp_path / "run" / "output.json").read_text())
+    assert [row["id"] for row in output] == ids and all(row["answer"] for row in output)
+    assert list(report["results"]) == ["sighted"] and report["results"]["sighted"]["accuracy"] is None
+    assert (report["counts"]["answers"], report["counts"]["references"]) == ({"sighted": 12}, 0)
+    assert report["headline"] == {} and report["intervals"]["sighted"] == {}
+    told = capsys.readouterr()
+    assert "left out black: no question of split 'test' has an answer" in told.err
+    assert "12 answers have no reference to compare with" in told.out
+    with pytest.raises(ValueError, match="has no scores: its data hide the answers"):
+        load_runs([str(tmp_path / "run")])
+    some = hide_answers(data, tmp_path / "some", {1})
+    report = main(replace(args, data=str(some), output_dir=str(tmp_path / "other")))
+    assert report["counts"]["references"] == 4 and report["counts"]["answers"]["black"] == 12
+    assert all(scores["answers"] == 4 for name, scores in report["results"].items() if name in ("sighted", *BLIND))
+    assert report["results"]["absent_object"]["answers"] == 1  # of the frame whose list is known
+    assert len(json.loads((tmp_path / "other" / "output.json").read_text())) == 12
+    assert "8 answers have no reference" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bert_model": "no/where"}, "no encoder for BERTScore"),
+        ({"controls": ["sighted", "wrong_scene"]}, "wrong_scene cannot be answered: split 'test' has one scene"),
+        ({"split": "validation"}, "no frames for split 'validation'"),
+        ({"output_dir": "FILE"}, "FILE"),
+        ({"data": "BROKEN"}, "pictures are missing or cannot be read"),
+    ],
+)
+def test_what_can_be_known_before_is_told_before_the_first_answer(arguments, tmp_path, monkeypatch, change, message):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(SceneSight, "answers", lambda *_: pytest.fail("asked before"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepared, "QUESTIONS", QUESTIONS)
+        data = prepared.write_prepared(tmp_path / "data", frames=2, splits=("train", "test"))
+    if change.get("data") == "BROKEN":
+        next((data / "images").glob("test1_*")).write_bytes(b"")
+    if change.get("output_dir") == "FILE":
+        (tmp_path / "FILE").touch()
+    changed = {name: str(tmp_path / "FILE") if value == "FILE" else value for name, value in change.items()}
+    changed["data"] = str(data)
+    args = replace(arguments, **{"output_dir": str(tmp_path / "run"), "budgets": [], "controls": ["blind"], **changed})
+    with pytest.raises((ValueError, OSError), match=message):
+        main(args)
+    assert not list((tmp_path / "run").glob("*/predictions.jsonl"))
+
+
+def test_settings_that_end_in_an_error_are_refused():
+    for name in ("max_new_tokens", "batch_size", "resamples"):
+        with pytest.raises(ValueError, match=f"{name} must be at least 1; got 0"):
+            EvaluateArguments("c", "d", "o", **{name: 0})
+    with pytest.raises(ValueError, match="seed must be at least 0; got -1"):
+        EvaluateArguments("c", "d", "o", seed=-1)
 
 
 def test_a_killed_run_goes_on_and_gives_the_same(arguments, report, tmp_path, monkeypatch):

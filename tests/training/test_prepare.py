@@ -235,6 +235,30 @@ def test_foreign_files_are_never_replaced(world, tmp_path):
     assert (tmp_path / "out" / "notes.txt").read_text() == "keep me"
 
 
+def test_a_challenge_file_loses_no_question(tmp_path):
+    """The server counts every one, whatever is wrong with it."""
+    world = make_world(1, frames=1)
+    (frame,) = world["scene-0"]["key_frames"].values()
+    flaws = ["", "Is <c1,CAM_BACK,10,20> there?", "Is <c1,CAM_NOWHERE,10.0,20.0> there?", "Is it?"]
+    frame["QA"]["prediction"] = [qa(text, "", tag=[0]) for text in flaws]
+    file = write_world(tmp_path / "root", world)
+    arguments = (file, tmp_path / "root", tmp_path / "out")
+    info = prepare(*arguments, split="test", strict=True)
+    rows = table(tmp_path / "out", "questions", "test")
+    assert [row["question_id"] for row in rows] == [f"scene-0_frame-0-0_{number}" for number in range(8)]
+    assert [row["question"] for row in rows if row["category"] == "prediction"] == flaws
+    noted = {reason: entry["examples"] for reason, entry in info["report"]["noted"].items()}
+    assert noted == {
+        "empty question": ["scene-0_frame-0-0_2"],
+        "malformed tag": ["scene-0_frame-0-0_3"],
+        "tag names an unknown camera": ["scene-0_frame-0-0_4"],
+    }
+    learnt = prepare(*arguments, split="train")
+    assert dropped(learnt) == {"empty question": 1, "malformed tag": 1, "tag names an unknown camera": 1}
+    fewer = prepare(*arguments, split="test", questions="there")
+    assert fewer["counts"]["test"]["prediction"] == 2  # what an option leaves out is left out
+
+
 def test_missing_inputs(world, tmp_path):
     with pytest.raises(ValueError, match="--drivelm_json .* is not a file"):
         prepare(tmp_path / "no.json", world, tmp_path / "out")

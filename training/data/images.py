@@ -26,7 +26,7 @@ class ImageFinder:
         found, _ = self.asked[path]
         if found is None:
             return None, "missing image"
-        if self._verify and not _is_readable(self._root / found):
+        if self._verify and not is_readable(self._root / found):
             return None, "unreadable image"
         return found, None
 
@@ -72,7 +72,7 @@ def _behind_root(root: Path, path: PurePosixPath) -> list[list[str]]:
     return [parts[start:] for start in sorted(set(starts))]
 
 
-def _is_readable(file: Path) -> bool:
+def is_readable(file: Path) -> bool:
     """Whether the model's image processor will take it."""
     try:
         with Image.open(file, formats=FORMATS) as image:

@@ -29,12 +29,13 @@ def absent_object_questions(rows: Sequence[Row], rig: Rig) -> list[Row]:
     Returns:
         rows with question_id `{scene}_{frame}_absent-{camera}`, `asked`, and the `camera` asked about.
     """
-    present = _classes_by_camera(rows, rig)
-    denied = _denied(rows)
+    known = [row for row in rows if row["answer"]]  # a hidden answer lists nothing, and rules nothing out
+    present = _classes_by_camera(known, rig)
+    denied = _denied(known)
     written = {row["question"] for row in rows}
     everywhere = set().union(*present.values()) if present else set()
     questions: list[Row] = []
-    for row in rows:
+    for row in known:
         listing = _LISTING.fullmatch(row["question"])
         if not listing or listing[1] not in rig.sectors:
             continue

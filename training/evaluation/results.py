@@ -107,6 +107,7 @@ class Counts(TypedDict):
     questions: int
     errors: int
     answers: dict[str, int]
+    references: NotRequired[int]  # sighted answers that have one to be compared with; older files lack it
 
 
 class Metrics(TypedDict):
@@ -173,6 +174,8 @@ def load_runs(folders: Sequence[str]) -> list[Run]:
         same = [other for other in paths if other.name == path.name]
         name = path.name if len(same) == 1 else f"{path.parent.name}/{path.name}"
         runs.append(Run(name, path, json.loads(file.read_text(encoding="utf-8"))))
+        if runs[-1].metrics["results"]["sighted"]["accuracy"] is None:
+            raise ValueError(f"{path} has no scores: its data hide the answers, and there is nothing to report")
     splits = {(run.metrics["split"], run.metrics["split_hash"]) for run in runs}
     if len(splits) > 1:
         raise ValueError(f"runs on different data cannot be compared: {sorted(splits)}")

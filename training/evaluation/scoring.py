@@ -67,6 +67,34 @@ def all_scores(
     }
 
 
+def with_references(results: Mapping[str, Sequence[Prediction]]) -> dict[str, list[Prediction]]:
+    """The predictions that can be scored, by control; without the controls that have none."""
+    known = {control: [row for row in rows if row["reference"]] for control, rows in results.items()}
+    return {control: rows for control, rows in known.items() if rows}
+
+
+def without_scores(results: Mapping[str, Sequence[Prediction]]) -> dict[str, Any]:
+    """What `all_scores` returns where no reference is known: no accuracy, no interval, but counts and tokens."""
+    told: dict[str, dict[str, Any]] = {
+        name: {
+            "answers": len(rows),
+            "accuracy": None,
+            "by_type": {},
+            "by_category": {},
+            "errors": sum(row["error"] is not None for row in rows),
+            "visual_tokens_per_scene": _visual_tokens(rows),
+        }
+        for name, rows in results.items()
+    }
+    return {
+        "results": told,
+        "intervals": {"sighted": {}, "sighted_minus": {}},
+        "calibration": {},
+        "visual_tokens_per_scene": told["sighted"]["visual_tokens_per_scene"],
+        "headline": {},
+    }
+
+
 def in_pixels(predictions: Sequence[Prediction], coordinates: str) -> Sequence[Prediction]:
     """The predictions with coordinates in pixels, which the challenge's scores and their 16 pixels are made for.
 

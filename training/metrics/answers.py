@@ -96,8 +96,19 @@ def question_type(question: str, answer: str) -> str:
         answer: the reference answer, not a prediction: two models must be scored on the same questions.
 
     Returns:
-        One of `QUESTION_TYPES`. "localisation" is an answer with points that the question does not hold.
+        One of `QUESTION_TYPES`. "localisation" is an answer with points that the question does not hold; "other" too
+        what is asked for a choice, behaviour or number and answered by something else, which has no score of its own.
     """
+    kind = _asked_for(question, answer)
+    readable = {
+        "multiple_choice": lambda: parse_choice(answer, question) is not None,
+        "behaviour": lambda: None not in parse_behaviour(answer),
+        "count": lambda: bool(parse_counts(answer)),
+    }
+    return kind if not answer or kind not in readable or readable[kind]() else "other"
+
+
+def _asked_for(question: str, answer: str) -> str:
     lower = question.lower()
     if _OPTIONS_START in lower or re.fullmatch(r"\s*[A-Z]\.?\s*", answer):
         return "multiple_choice"

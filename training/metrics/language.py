@@ -4,11 +4,11 @@ Scores of one name are not comparable across tokenizers or models, so every func
 All take predictions and references of one length and raise a ValueError for other lengths and for none.
 """
 
-import shutil
 import subprocess
 import tempfile
 import warnings
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,9 +26,13 @@ if TYPE_CHECKING:
 Tokenizer = Literal["java", "python"]
 
 
+@cache
 def available_tokenizer() -> Tokenizer:
-    """`"java"` (Stanford's PTBTokenizer, which ships with pycocoevalcap) where Java is installed, else `"python"`."""
-    return "java" if shutil.which("java") else "python"
+    """`"java"` (Stanford's PTBTokenizer, which ships with pycocoevalcap) where Java runs it, else `"python"`."""
+    try:
+        return "java" if coco_tokens(["Yes."], "java") == ["yes"] else "python"
+    except ValueError:
+        return "python"
 
 
 def coco_tokens(texts: Sequence[str], tokenizer: Tokenizer) -> list[str]:
@@ -42,8 +46,7 @@ def coco_tokens(texts: Sequence[str], tokenizer: Tokenizer) -> list[str]:
         one string per text, tokens separated by single spaces; empty where nothing is left.
 
     Raises:
-        ValueError: `tokenizer` is none of the two.
-        RuntimeError: the Java program failed.
+        ValueError: `tokenizer` is none of the two, there is no Java, or its program failed.
     """
     if tokenizer == "java":
         lines = [line.rstrip().split(" ") for line in _java_lines([one_line(text) for text in texts])]
@@ -120,18 +123,42 @@ def seed_bleu(predictions: Sequence[str], references: Sequence[str]) -> dict[str
 
 
 def load_bert_scorer(model: str, device: str | None = None) -> "BERTScorer":
-    """A BERTScore model, to be loaded once and used for many conditions.
+    """A BERTScore model that has scored a short and a long text, to be loaded once and used for many conditions.
+
+    Longer texts than the encoder reads are cut, also where its tokenizer does not say how long that is.
 
     Args:
-        model: Hub name or local folder of an encoder with its tokenizer. Compared are the states of its last layer in
-            a local folder, of the layer that bert_score chooses for a Hub name.
+        model: Hub name or local folder of an encoder with its tokenizer. Compared are the states of the layer that
+            bert_score chooses for a Hub name that it knows, of the last one of any other.
         device: None takes the accelerator where there is one.
+
+    Raises:
+        ValueError: it cannot be loaded, or does not score.
     """
     from bert_score import BERTScorer  # brings torch: the other scores must not wait for it
+    from bert_score.utils import model2layers
     from transformers import AutoConfig
 
-    num_layers = AutoConfig.from_pretrained(model).num_hidden_layers if Path(model).is_dir() else None
-    return BERTScorer(model_type=model, num_layers=num_layers, device=device)
+    try:
+        num_layers = None if model in model2layers else AutoConfig.from_pretrained(model).num_hidden_layers
+        scorer = BERTScorer(model_type=model, num_layers=num_layers, device=device)
+        longest = _longest_text(scorer._model)
+        scorer._tokenizer.model_max_length = min(scorer._tokenizer.model_max_length, longest)
+        bert_scores(["Yes.", "there are cars " * longest], ["No.", "No."], scorer)
+    except Exception as error:  # any encoder's own: of its files, its tokenizer, its layers
+        raise ValueError(f"{model} is no encoder for BERTScore: {type(error).__name__}: {error}") from error
+    return scorer
+
+
+def _longest_text(encoder: Any) -> int:
+    """How many tokens an encoder reads: its table of positions says it, of which some models leave out the first."""
+    tables = [
+        module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+        for name, module in encoder.named_modules()
+        if name.endswith("position_embeddings") and hasattr(module, "num_embeddings")
+    ]
+    said = getattr(encoder.config, "max_position_embeddings", None) or 0
+    return min(tables) if tables else said if said > 0 else 512
 
 
 def bert_scores(predictions: Sequence[str], references: Sequence[str], scorer: "BERTScorer") -> dict[str, Any]:
@@ -161,12 +188,16 @@ def _java_lines(texts: Sequence[str]) -> list[str]:
         document = Path(folder, "document.txt")
         document.write_bytes("\n".join(texts).encode())
         command = ["java", "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
-        run = subprocess.run([*command, str(document)], capture_output=True)
+        try:
+            run = subprocess.run([*command, str(document)], capture_output=True)
+        except OSError as error:
+            raise ValueError(f"tokenizer java needs Java, use tokenizer python, the same tokens: {error}") from None
     if run.returncode:
-        raise RuntimeError(f"Stanford's PTBTokenizer failed, use tokenizer='python': {run.stderr.decode()[-500:]}")
+        said = run.stderr.decode(errors="replace")[-500:]
+        raise ValueError(f"Stanford's PTBTokenizer failed, use tokenizer python, the same tokens: {said}")
     lines = run.stdout.decode().split("\n")[: len(texts)]
     if len(lines) != len(texts):
-        raise RuntimeError(f"Stanford's PTBTokenizer wrote {len(lines)} lines for {len(texts)} texts")
+        raise ValueError(f"Stanford's PTBTokenizer wrote {len(lines)} lines for {len(texts)} texts")
     return lines
 
 

@@ -1,3 +1,4 @@
+import asyncio
 import base64
 import io
 import json
@@ -9,6 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from importlib.metadata import PathDistribution
 from pathlib import Path
 
@@ -17,7 +19,13 @@ from exported import save_checkpoint
 from tiny import CAMERAS, scene
 
 from hub_export.engines import transformers_server, vllm
-from hub_export.engines.transformers_server import TransformersServerArguments, with_cameras
+from hub_export.engines.gate import Gate
+from hub_export.engines.transformers_server import (
+    TransformersServerArguments,
+    guard,
+    with_cameras,
+    with_pictures,
+)
 from hub_export.engines.vllm import VllmArguments, plugin_folder, vllm_command
 from smoldriver_hf import SmolDriverForConditionalGeneration, SmolDriverProcessor
 
@@ -53,7 +61,9 @@ def refusal(port, model, images, **options):
     with pytest.raises(urllib.error.HTTPError) as raised:
         ask(port, model, images, **options)
     assert raised.value.code == 400
-    return json.load(raised.value)["detail"]
+    error = json.load(raised.value)["error"]
+    assert error["type"] == "invalid_request_error"
+    return error["message"]
 
 
 def wait_for(port, process, path="health"):
@@ -120,9 +130,111 @@ def test_transformers_own_server_answers_as_generate_does(tmp_path):
         assert "unknown camera CAM_TOP; this model knows" in refusal(port, folder, {"CAM_TOP": scene()["CAM_FRONT"]})
         too_many = {"chat_template_kwargs": {"processor_kwargs": {"num_queries": 99}}}
         assert "num_queries" in refusal(port, folder, scene(3), **too_many)
+        assert "logprobs is not supported" in refusal(port, folder, scene(3), logprobs=True)
+        assert "Server is pinned" in refusal(port, "another/model", scene(3))
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models") as response:
+            assert [model["id"] for model in json.load(response)["data"]] == [folder]
+        for body in (b'{"model": "a/b"}', b"{}"):
+            with pytest.raises(urllib.error.HTTPError) as closed:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/load_model", body)
+            assert closed.value.code == 404
+        scene(3)["CAM_FRONT"].save(tmp_path / "there.png")
+        for name in ("there", "gone"):
+            part = {"type": "image_url", "image_url": {"url": str(tmp_path / f"{name}.png")}}
+            request = {"model": folder, "messages": [{"role": "user", "content": [part]}]}
+            body = json.dumps(request).encode()
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/chat/completions", body)
+            assert "an image must be a data:image" in json.load(refused.value)["error"]["message"]
     finally:
         server.terminate()
         server.wait(timeout=60)
+
+
+def call(app, path, body=b"", method="POST"):
+    """(status, content) of an ASGI app; the body comes in pieces."""
+    pieces = [body[start : start + 100] for start in range(0, len(body), 100)] or [b""]
+    given = iter([{"body": piece, "more_body": number + 1 < len(pieces)} for number, piece in enumerate(pieces)])
+    sent = []
+
+    async def receive():
+        return {"type": "http.request", **next(given)}
+
+    async def send(message):
+        sent.append(message)
+
+    headers = [(b"content-type", b"application/json")]
+    scope = {"type": "http", "method": method, "path": path, "headers": headers, "query_string": b"", "asgi": {}}
+    with suppress(KeyError):  # told to the log as well
+        asyncio.run(
+            app({**scope, "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2), "scheme": "http"}, receive, send)
+        )
+    content = b"".join(message.get("body", b"") for message in sent)
+    return sent[0]["status"], json.loads(content)
+
+
+@pytest.fixture
+def app():
+    fastapi = pytest.importorskip("fastapi")
+    app = fastapi.FastAPI()
+
+    @app.post("/v1/chat/completions")
+    async def chat(body: dict):
+        if body["kind"] == "unknown":
+            raise fastapi.HTTPException(status_code=422, detail="Unexpected fields")
+        if body["kind"] == "wrong":
+            raise ValueError('a camera "CAM_TOP" is unknown')
+        return {"length": len(body["text"])}
+
+    for path in ("/load_model", "/reset", "/v1/audio/transcriptions"):
+        app.post(path)(lambda: {"done": True})
+    return guard(app, most_bytes=1000)
+
+
+def test_errors_have_the_one_form_that_clients_read(app):
+    def error(path, **body):
+        status, content = call(app, path, json.dumps(body).encode())
+        assert set(content) == {"error"} and set(content["error"]) == {"message", "type", "param", "code"}
+        return status, content["error"]["message"], content["error"]["type"]
+
+    path = "/v1/chat/completions"
+    assert call(app, path, b'{"kind": "fine", "text": "abc"}') == (200, {"length": 3})
+    assert error(path, kind="wrong") == (400, 'a camera "CAM_TOP" is unknown', "invalid_request_error")
+    assert error(path, kind="unknown") == (422, "Unexpected fields", "invalid_request_error")
+    assert error(path, kind="fine")[::2] == (500, "server_error")
+    assert "secret" not in error(path, secret=1)[1]
+    assert error("/v1/nothing")[0] == 404
+    assert call(app, path, b"[1]")[0] == call(app, path, b"{")[0] == 400
+
+
+def test_what_loads_or_drops_models_is_closed(app):
+    for path in ("/load_model", "/reset", "/v1/audio/transcriptions"):
+        assert call(app, path)[0] == 404
+
+
+def test_a_long_request_is_refused_before_it_is_read(app):
+    path = "/v1/chat/completions"
+    assert call(app, path, json.dumps({"kind": "fine", "text": "a" * 900}).encode()) == (200, {"length": 900})
+    status, content = call(app, path, json.dumps({"kind": "fine", "text": "a" * 100_000}).encode())
+    assert status == 413 and content["error"]["message"] == "a request may have 1000 bytes"
+
+
+def test_the_server_is_handed_pictures_and_no_urls(tmp_path):
+    gate = Gate((), most_images=6, most_bytes=1000)
+    parsed = [{"role": "system", "content": "Be brief."}]
+    parsed += [{"role": "user", "content": [{"type": "image", "url": data_url(scene()["CAM_BACK"])}]}]
+    (part,) = with_pictures(parsed, gate)[1]["content"]
+    assert part.keys() == {"type", "image"} and part["image"].size == scene()["CAM_BACK"].size
+    with pytest.raises(ValueError, match="must be a data:image"):
+        with_pictures([{"role": "user", "content": [{"type": "image", "url": str(tmp_path)}]}], gate)
+
+
+def test_vllm_fetches_from_allowed_hosts_only(tmp_path):
+    folder = str(save_checkpoint(tmp_path / "smoldriver"))
+    for hosts, told in (([], ["none.invalid"]), (["a.example", "b.example"], ["a.example", "b.example"])):
+        command = vllm_command(VllmArguments(folder, allow_urls=hosts))
+        place = command.index("--allowed-media-domains")
+        assert command[place + 1 : place + 1 + len(told)] == told and "--allowed-local-media-path" not in command
 
 
 def test_cameras_survive_the_servers_parsing():

@@ -238,6 +238,22 @@ def test_yes_and_no_are_read_where_they_are_called_the_answer(text: str, said: s
     assert parse_yes_no(text) == said
 
 
+@pytest.mark.parametrize(
+    ("question", "reference"),
+    [
+        ("What are objects to the front of the ego car?", "Things of all kinds."),
+        ("Predict the behavior of the ego vehicle.", "It waits for a pedestrian."),
+        ("Status?" + OPTIONS, "It is parked."),
+        ("How many cars are there?", "I cannot see."),
+    ],
+)
+def test_references_that_no_rule_reads_are_compared_as_strings(question: str, reference: str) -> None:
+    """A single one of them must not cost the scores of all."""
+    assert question_type(question, reference) == "other" and question_type(question, "") != "other"
+    scores = score_by_type([question] * 2, [reference] * 2, [reference, "C"])
+    assert scores["all"]["accuracy"] == scores["other"]["accuracy"] == 0.5
+
+
 def test_a_named_answer_counts_as_right() -> None:
     assert answer_correct("Status?" + OPTIONS, "B", "The correct answer is **B**")
     assert not answer_correct("Status?" + OPTIONS, "B", "Answer: C")

@@ -1,12 +1,30 @@
+import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import BertConfig, BertModel, BertTokenizerFast
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    BertTokenizerFast,
+    DebertaV2Config,
+    DebertaV2Model,
+    RobertaConfig,
+    RobertaModel,
+)
 
-from training.metrics.language import bert_scores, coco_scores, load_bert_scorer, sacrebleu_score, seed_bleu
+from training.metrics.language import (
+    available_tokenizer,
+    bert_scores,
+    coco_scores,
+    load_bert_scorer,
+    sacrebleu_score,
+    seed_bleu,
+)
 
 COCO = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider")
 ANSWERS = [
@@ -108,3 +126,64 @@ def test_bert_score_of_a_local_folder(bert_folder: Path) -> None:
     assert bert_scores([" "], ["a car"], scorer)["f1"] == 0
     with pytest.raises(ValueError, match="as many predictions"):
         bert_scores([], [], scorer)
+
+
+def encoder(folder: Path, bert_folder: Path, kind: str) -> str:
+    """Encoders whose tokenizer and weights do not agree about how long a text may be."""
+    shutil.copytree(bert_folder, folder)
+    words = len((bert_folder / "vocab.txt").read_text().split())
+    small = {"vocab_size": words, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    if kind == "no limit said":
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer.model_max_length = int(1e30)
+        tokenizer.save_pretrained(folder)
+    elif kind == "too long a limit":
+        BertModel(BertConfig(hidden_size=16, max_position_embeddings=20, **small)).save_pretrained(folder)
+    elif kind == "positions after the pad token":
+        config = RobertaConfig(hidden_size=16, max_position_embeddings=20, pad_token_id=1, **small)
+        RobertaModel(config).save_pretrained(folder)
+    elif kind == "no table of positions":
+        config = DebertaV2Config(hidden_size=16, relative_attention=True, position_biased_input=False, **small)
+        DebertaV2Model(config).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    "kind", ["no limit said", "too long a limit", "positions after the pad token", "no table of positions"]
+)
+def test_bert_score_cuts_texts_to_what_the_encoder_reads(bert_folder: Path, tmp_path: Path, kind: str) -> None:
+    scorer = load_bert_scorer(encoder(tmp_path / "encoder", bert_folder, kind), device="cpu")
+    long = "a red car . " * 1000
+    assert bert_scores([long, "a car"], [long, "a car"], scorer)["f1"] == pytest.approx(1, abs=1e-4)
+
+
+def test_what_is_no_encoder_is_refused_when_it_is_loaded(bert_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="gone is no encoder for BERTScore"):
+        load_bert_scorer(str(tmp_path / "gone"), device="cpu")
+    folder = Path(encoder(tmp_path / "no pad", bert_folder, "no limit said"))
+    for name in ("tokenizer_config.json", "tokenizer.json"):
+        file = folder / name
+        file.write_text(file.read_text().replace("[PAD]", "[GONE]"))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["pad_token"] = None
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="no pad is no encoder for BERTScore"):
+        load_bert_scorer(str(folder), device="cpu")
+
+
+@pytest.mark.parametrize("java", [None, "exit 1", "echo", "exec sleep 0"])
+def test_java_that_does_not_run_is_no_java(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, java: str | None) -> None:
+    """None, one that is only a stub (as on a Mac), one that says nothing."""
+    if java is not None:
+        (tmp_path / "java").write_text(f"#!/bin/sh\n{java}\n")
+        (tmp_path / "java").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin" if java else str(tmp_path))
+    available_tokenizer.cache_clear()
+    try:
+        assert available_tokenizer() == "python"
+        assert coco_scores(["a car"], ["a car"])["tokenizer"] == "python"
+    finally:
+        available_tokenizer.cache_clear()
+    if java is None:
+        with pytest.raises(ValueError, match="tokenizer java needs Java"):
+            coco_scores(["a car"], ["a car"], "java")
