@@ -4,7 +4,7 @@ BIN := .venv/bin
 # glibc gives memory back after every training step; keeping it makes CPU steps several times faster on some machines.
 KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592
 
-.PHONY: help demo benchmark style check test slow bench nine-frames scene tables clean
+.PHONY: help demo train benchmark style check test slow bench nine-frames scene tables clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
@@ -20,8 +20,12 @@ help:  ## this list
 	$(BIN)/python -m training.checkpoints.offline_parts --only dinov2_small minilm
 	touch $@
 
-demo: .venv/parts  ## train, compare, export and ask on the embedded toy world (two cores)
-	$(BIN)/python -m benchmarks.demo
+demo: .venv/parts  ## ask the default model, teach it fog, export it (five minutes on two cores)
+	$(KEEP_MEMORY) $(BIN)/python -m benchmarks.demo
+
+train: .venv/parts  ## the whole road from nothing in quick form: three models, one seed, a table (two cores)
+	$(BIN)/python -m benchmarks.toyworld --quick --only smoldriver smolvlm-ft blind --output_dir outputs/train \
+		--output outputs/train/results.json
 
 benchmark: .venv/parts  ## models, blind controls, ablations, rigs and a study on the toy world (hours; QUICK=1: half one)
 	$(BIN)/python -m benchmarks.toyworld $(if $(QUICK),--quick)
