@@ -29,6 +29,7 @@ from tqdm import tqdm
 from hub_export.files import check_model
 from hub_export.prepared import FRAME_KEYS, FrameKey, Prepared, frame_key, read_questions
 from smoldriver_hf import load
+from smoldriver_hf.budgets_smoldriver import argument
 
 SCHEMA = pa.schema([(name, pa.string()) for name in ("question_id", *FRAME_KEYS, "question", "answer", "error")])
 
@@ -40,11 +41,16 @@ class LabelArguments:
     out: str = field(metadata={"help": "Folder for the answers, one file per input shard."})
     split: str = field(default="test", metadata={"help": "Which split's questions."})
     revision: str | None = field(default=None, metadata={"help": "Commit of a Hub repository."})
-    num_queries: int | None = field(default=None, metadata={"help": "Budget per camera.", "aliases": ["--budget"]})
+    num_queries: int | str | None = field(
+        default=None, metadata={"help": "Budget per camera, or CAM_FRONT=16,CAM_BACK=2.", "aliases": ["--budget"]}
+    )
     batch_size: int = field(default=16, metadata={"help": "Questions of one frame decoded side by side."})
     max_new_tokens: int = field(default=64, metadata={"help": "Longest answer."})
     dtype: str = field(default="auto", metadata={"help": "float32, bfloat16, or auto: as the weights are."})
     ray_actors: int = field(default=0, metadata={"help": "Spread the shards over this many Ray Data actors."})
+
+    def __post_init__(self) -> None:
+        self.num_queries = argument(self.num_queries)
 
 
 class Labeller:

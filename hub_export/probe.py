@@ -91,7 +91,8 @@ class Probe:
         from transformers import AutoConfig, AutoImageProcessor, AutoProcessor
 
         config = AutoConfig.from_pretrained(self.folder, **TRUST)
-        expected = {"AutoConfig", "AutoModel", "AutoModelForImageTextToText", "AutoProcessor", "AutoImageProcessor"}
+        expected = {f"Auto{name}" for name in ("Config", "Model", "Processor", "ImageProcessor")}
+        expected |= {"AutoModelForImageTextToText", "AutoModelForMultimodalLM"}
         expect(
             set(config.auto_map) == expected, f"auto_map has {sorted(config.auto_map)}; expected {sorted(expected)}"
         )

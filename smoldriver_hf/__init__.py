@@ -8,9 +8,11 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
     AutoProcessor,
 )
 
+from .budgets_smoldriver import parse_budget
 from .chat_smoldriver import CameraPrompts, chat_template_for, user_message
 from .configuration_smoldriver import CAMERAS, SmolDriverConfig, SmolDriverProjectorConfig
 from .image_processing_smoldriver import SmolDriverImageProcessor
@@ -21,6 +23,7 @@ from .processing_smoldriver import SmolDriverProcessor
 AutoConfig.register("smoldriver", SmolDriverConfig)
 AutoModel.register(SmolDriverConfig, SmolDriverModel)
 AutoModelForImageTextToText.register(SmolDriverConfig, SmolDriverForConditionalGeneration)
+AutoModelForMultimodalLM.register(SmolDriverConfig, SmolDriverForConditionalGeneration)
 AutoImageProcessor.register(SmolDriverConfig, SmolDriverImageProcessor)
 AutoProcessor.register(SmolDriverConfig, SmolDriverProcessor)
 
@@ -43,6 +46,7 @@ __all__ = [
     "chat_template_for",
     "load",
     "load_strictly",
+    "parse_budget",
     "read_config",
     "user_message",
 ]

@@ -33,7 +33,9 @@ def parser() -> argparse.ArgumentParser:
         "--image", action="append", default=[], metavar="CAMERA=FILE", help="one camera's image; repeatable"
     )
     ask.add_argument("--folder", type=Path, help="folder of one frame, camera names in the file names")
-    ask.add_argument("--num_queries", "--budget", type=int, help="queries per camera; default: the checkpoint's")
+    ask.add_argument(
+        "--num_queries", "--budget", help="queries per camera, or CAM_FRONT=16,CAM_BACK=2; default: the checkpoint's"
+    )
     ask.add_argument("--max-new-tokens", type=int, default=64)
     how = ask.add_mutually_exclusive_group()
     how.add_argument("--json", action="store_true", help="one JSON object per question")
@@ -52,6 +54,7 @@ def named_images(pairs: list[str], folder: Path | None, cameras: list[str]) -> d
         ValueError: a malformed pair, an unknown camera or one twice, a file that is not there, or no image at all.
     """
     found: list[tuple[str, str]] = []
+    known = {camera.lower(): camera for camera in cameras}  # people write names in any case
     for pair in pairs:
         camera, equals, file = pair.partition("=")
         if not equals or not file:
@@ -62,13 +65,16 @@ def named_images(pairs: list[str], folder: Path | None, cameras: list[str]) -> d
             raise ValueError(f"--folder {folder} is not a folder")
         # Longest name first, and no letter around it: CAM_FRONT must not be found in CAM_FRONT_LEFT.
         names = "|".join(sorted(map(re.escape, cameras), key=len, reverse=True))
-        pattern = re.compile(rf"(?<![A-Z])({names})(?!_?[A-Z])")
+        pattern = re.compile(rf"(?<![A-Z])({names})(?![_-]?[A-Z])", re.IGNORECASE)
         for picture in sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES):
-            match = pattern.search(picture.name)
+            match = pattern.search(picture.stem)
             if match:
                 found.append((match.group(1), str(picture)))
+            else:
+                print(f"smoldriver: left out, its name holds no camera's: {picture}", file=sys.stderr)
     images: dict[str, str] = {}
-    for camera, file_name in found:
+    for name, file_name in found:
+        camera = known.get(name.lower(), name)
         if camera not in cameras:
             raise ValueError(f"unknown camera {camera!r}; this checkpoint knows {', '.join(cameras)}")
         if camera in images:
@@ -130,7 +136,10 @@ def ask(args: argparse.Namespace) -> None:
         args.checkpoint, precision=None, revision=args.revision, trust_remote_code=args.trust_remote_code
     )
     images = named_images(args.image, args.folder, processor.cameras)
-    scene = model.encode_scene(images, processor, num_queries=args.num_queries)
+    # Written with cameras it is read by the scene; checkpoints of before take a number only.
+    number = args.num_queries is not None and args.num_queries.isdecimal()
+    budget = int(args.num_queries) if number else args.num_queries
+    scene = model.encode_scene(images, processor, num_queries=budget)
     if args.stream:
         streamer = TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
         for question in args.questions:

@@ -33,7 +33,8 @@ def merge_adapter(model: Any, adapter: str | os.PathLike, dtype: torch.dtype = t
     narrow = {parameter.dtype for parameter in model.parameters()} - {torch.float32}
     if narrow:
         raise ValueError(f"an adapter is added in float32; the model has weights in {', '.join(map(str, narrow))}")
-    ids = torch.arange(3, 11, device=model.device)[None]
+    image_token = getattr(model.config, "image_token_id", None)  # it would ask for an image
+    ids = torch.tensor([[token for token in range(3, 12) if token != image_token]], device=model.device)
     before = adapted(input_ids=ids).logits
     merged = adapted.merge_and_unload(safe_merge=True)
     difference = (merged(input_ids=ids).logits - before).abs().max().item()

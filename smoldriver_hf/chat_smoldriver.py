@@ -15,6 +15,8 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from .budgets_smoldriver import Budget
+
 SMOLVLM_FRAME = ("<fake_token_around_image>", "<global-img>")  # the first one also closes it
 
 # Fast tokenizers fail with "Already borrowed" when a thread changes their padding while another one encodes.
@@ -26,7 +28,13 @@ TOKENIZING = threading.Lock()
 CHAT_TEMPLATE = """\
 {%- set control_tokens = @CONTROL@ -%}
 {%- set cameras = @CAMERAS@ -%}
-{%- set seen = namespace(images=0) -%}
+{%- set seen = namespace(images=0, total=0, unnamed=0) -%}
+{%- for message in messages -%}
+{%- for part in message.content if message.content is not string and part.type in ['image', 'image_url'] -%}
+{%- set seen.total = seen.total + 1 -%}
+{%- set seen.unnamed = seen.unnamed + (0 if part.camera else 1) -%}
+{%- endfor -%}
+{%- endfor -%}
 {%- macro plain(text) -%}
 {%- set safe = namespace(text=text) -%}
 {%- for token in control_tokens -%}
@@ -42,13 +50,14 @@ CHAT_TEMPLATE = """\
 {%- for part in content -%}
 {%- if part.type == 'text' -%}
 {%- set pending.text = pending.text ~ part.text -%}
-{%- elif part.type == 'image' -%}
+{%- elif part.type in ['image', 'image_url'] -%}
 {%- if pending.text -%}
 {{- plain(pending.text) ~ '\n' -}}
 {%- set pending.text = '' -%}
 {%- endif -%}
-{%- if not part.camera and seen.images >= cameras | length -%}
-{{- raise_exception('more than ' ~ cameras | length ~ ' images without a camera') -}}
+{%- if not part.camera and not seen.unnamed == seen.total == cameras | length -%}
+{{- raise_exception(('more than ' ~ cameras | length ~ ' images' if seen.unnamed > cameras | length else 'an image')
+ ~ ' without a camera; this model knows ' ~ cameras | join(', ')) -}}
 {%- endif -%}
 {%- set camera = part.camera if part.camera else cameras[seen.images] -%}
 {%- if camera not in cameras -%}
@@ -128,6 +137,7 @@ class CameraPrompts:
     """Questions about camera images → prompts and token ids, for a processor that has what is named here."""
 
     tokenizer: Any
+    cameras: Sequence[str]
     image_token: str
     apply_chat_template: Callable[..., Any]
     num_image_tokens: Callable[..., int]  # of a budget: placeholders per camera
@@ -136,7 +146,7 @@ class CameraPrompts:
         """The prompt of one user question about images of `cameras`, ready for the answer; one placeholder each."""
         return self.apply_chat_template([user_message(question, cameras)], add_generation_prompt=True)
 
-    def prompt_ids(self, question: str, cameras: Sequence[str], num_queries: int | None = None) -> list[int]:
+    def prompt_ids(self, question: str, cameras: Sequence[str], num_queries: Budget | None = None) -> list[int]:
         """Token ids of `prompt`, with as many placeholders per camera as `num_queries`, or the default, asks for.
 
         Raises:
@@ -144,16 +154,88 @@ class CameraPrompts:
         """
         return self.ids_of(self.prompt(question, cameras), num_queries)
 
-    def ids_of(self, prompt: str, num_queries: int | None = None) -> list[int]:
+    def ids_of(self, prompt: str, num_queries: Budget | None = None) -> list[int]:
         """As `prompt_ids`, of a prompt that is rendered already."""
-        placeholders = self.image_token * self.num_image_tokens(num_queries)
+        texts = str(prompt).split(self.image_token)
+        if isinstance(num_queries, Mapping):
+            counts = [self.num_image_tokens(num_queries, camera) for camera in self.labels_in(prompt)]
+        else:
+            counts = [self.num_image_tokens(num_queries)] * (len(texts) - 1)
         with TOKENIZING:
-            return self.tokenizer(str(prompt).replace(self.image_token, placeholders))["input_ids"]
+            parts = zip(texts, [*counts, 0], strict=True)
+            return self.tokenizer("".join(text + self.image_token * count for text, count in parts))["input_ids"]
 
     def labels_in(self, prompt: str) -> list[str]:
-        """What stands as a label in front of each placeholder, or of its frame; "" where nothing does."""
-        frame = re.escape("".join(SMOLVLM_FRAME))
-        return re.findall(rf"(?:(\w+): (?:{frame})?)?{re.escape(self.image_token)}", prompt)
+        """The camera that is named right before each placeholder, or its frame; "" where none is.
+
+        Raises:
+            ValueError: a label that is no camera's name, or a camera named in a way that may be no label.
+        """
+        return [camera_before(text, self.cameras) for text in str(prompt).split(self.image_token)[:-1]]
+
+
+# What may stand before an image that has no name.
+NO_NAME = re.compile(r"(user|human|system|assistant|(the )?(image|picture|photo|view|frame|camera)s?)?[\W\d_]*", re.I)
+
+
+def camera_before(text: str, cameras: Sequence[str]) -> str:
+    """The camera that the end of `text`, which stands before an image, names in whatever case; "" where none.
+
+    Raises:
+        ValueError: see `CameraPrompts.labels_in`.
+    """
+    known = {name.lower(): name for name in cameras}
+    text = re.sub(r"<\|[^<>|]*\|>", "\n", text.removesuffix("".join(SMOLVLM_FRAME))).rstrip()
+    line = re.sub(r"^\s*(user|human|system|assistant)\s*:", "", text.rpartition("\n")[2], flags=re.I)
+    words = re.findall(r"\w+", line)
+    last = re.search(r"(\w+)[^\w.?!]*$", line)
+    for label in ([last[1]] if last else []) + ["_".join(words)]:
+        if label.lower() in known:
+            return known[label.lower()]
+    named = [name for name in cameras if re.search(rf"\b{re.escape(name)}\b", text, re.I)]
+    if named:
+        raise ValueError(
+            f"is {named[-1]} the camera of the image behind {_brief(text[-60:])}? Write '{named[-1]}: <image>'"
+        )
+    if line.endswith((":", "]", ")", "=")) and 0 < len(words) <= 3 and not NO_NAME.fullmatch(line):
+        raise ValueError(f"unknown camera {' '.join(words)!r}; this model knows {list(cameras)}")
+    return ""
+
+
+def named_conversation(conversation: Any, cameras: Sequence[str]) -> Any:
+    """A conversation, or a list of them, that the chat template can read without guessing: `image_url` parts are
+    image parts, which keep their camera.
+
+    Raises:
+        ValueError: anything else than conversations, or images of which some or too few have no camera.
+    """
+    check_conversation(conversation)
+    if isinstance(conversation[0], list | tuple):
+        return [named_conversation(messages, cameras) for messages in conversation]
+    messages = [
+        message
+        if isinstance(message["content"], str)
+        else {**message, "content": [_image_part(part) for part in message["content"]]}
+        for message in conversation
+    ]
+    parts = [part for message in messages if not isinstance(message["content"], str) for part in message["content"]]
+    given = [part.get("camera") for part in parts if part["type"] == "image"]
+    if None in given and len(given) <= len(cameras) and (any(given) or len(given) != len(cameras)):
+        raise ValueError(
+            f"images without a camera are all of {list(cameras)} in this order; got {given}: add the camera's name to "
+            'each part, {"type": "image", "camera": …}'
+        )
+    return messages
+
+
+def _image_part(part: Mapping[str, Any]) -> Mapping[str, Any]:
+    """OpenAI's image part as one of transformers'; others as they are."""
+    if part["type"] != "image_url":
+        return part
+    given = part.get("image_url")
+    inner = given if isinstance(given, Mapping) else {"url": given}
+    camera = part.get("camera") or inner.get("camera")
+    return {"type": "image", "url": inner.get("url"), **({"camera": camera} if camera else {})}
 
 
 def check_conversation(conversation: Any) -> None:
@@ -173,7 +255,7 @@ def check_conversation(conversation: Any) -> None:
                     raise ValueError(f"a part of a message must be a dict with a type; got {_brief(part)}")
                 if part["type"] == "text" and not isinstance(part.get("text"), str):
                     raise ValueError(f"a part of type text must have a string as text; got {_brief(part)}")
-                if part["type"] == "image" and not isinstance(part.get("camera"), str | None):
+                if part["type"] in ("image", "image_url") and not isinstance(part.get("camera"), str | None):
                     raise ValueError(f"a camera must be named by a string; got {_brief(part)}")
 
 
@@ -183,4 +265,4 @@ def _brief(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:80]}…"
 
 
-__all__ = ["TOKENIZING", "CameraPrompts", "RenderedPrompt", "chat_template_for", "check_conversation", "user_message"]
+__all__ = ["TOKENIZING", "CameraPrompts", "RenderedPrompt", "chat_template_for", "named_conversation", "user_message"]

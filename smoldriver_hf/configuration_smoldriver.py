@@ -19,11 +19,12 @@ KEY_SOURCES = ("features", "position")
 MAX_IMAGE_SIDE = 4096  # pixels; far more than any tower is given, and far less than what would exhaust the memory
 
 # What `from_pretrained(..., trust_remote_code=True)` loads. transformers writes only the entry of the class being
-# saved; a repository needs all five, so the config carries them from the start.
+# saved; a repository needs all, so the config carries them from the start.
 AUTO_MAP = {
     "AutoConfig": "configuration_smoldriver.SmolDriverConfig",
     "AutoModel": "modeling_smoldriver.SmolDriverModel",
     "AutoModelForImageTextToText": "modeling_smoldriver.SmolDriverForConditionalGeneration",
+    "AutoModelForMultimodalLM": "modeling_smoldriver.SmolDriverForConditionalGeneration",
     "AutoImageProcessor": "image_processing_smoldriver.SmolDriverImageProcessor",
     "AutoProcessor": "processing_smoldriver.SmolDriverProcessor",
 }
@@ -112,6 +113,8 @@ class SmolDriverConfig(PreTrainedConfig):
             only, as in MQT's released code: a fixed spatial pooling, kept for the ablation).
         image_size: side, or (height, width), in pixels of the images the tower is given; default: the tower's own.
         image_token_id: id of the placeholder that visual tokens replace.
+        camera_labels: {camera: token ids that stand right before its image in a prompt}, by which images that come
+            without `camera_ids` are known; see `SmolDriverProcessor.camera_labels`.
 
     Raises:
         ValueError: naming the field, what was expected and what was given.
@@ -136,6 +139,7 @@ class SmolDriverConfig(PreTrainedConfig):
         key_source: str = "features",
         image_size: int | list[int] | None = None,
         image_token_id: int | None = None,
+        camera_labels: dict[str, list[int]] | None = None,
         **kwargs,
     ):
         self.vision_config = _sub_config(vision_config, "dinov2", "vision_config")
@@ -169,13 +173,20 @@ class SmolDriverConfig(PreTrainedConfig):
         self.key_source = key_source
         self.image_size = self.vision_config.image_size if image_size is None else image_size
         self.image_token_id = image_token_id
+        self.camera_labels = camera_labels
         self._check()
 
-        kwargs.setdefault("auto_map", dict(AUTO_MAP))
+        kwargs["auto_map"] = {**AUTO_MAP, **kwargs.get("auto_map", {})}  # older checkpoints lack some
         kwargs.setdefault("tie_word_embeddings", self.text_config.tie_word_embeddings)
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             kwargs.setdefault(name, getattr(self.text_config, name, None))
         super().__init__(**kwargs)
+
+    def to_dict(self) -> dict:
+        """Of the head the language model's settings say what is true here, where training may have untied it."""
+        settings = super().to_dict()
+        settings["text_config"]["tie_word_embeddings"] = self.tie_word_embeddings
+        return settings
 
     def _check_parts(self) -> None:
         """Whether these are a patch encoder and a language model that this architecture can join."""
@@ -221,6 +232,11 @@ class SmolDriverConfig(PreTrainedConfig):
         token = self.image_token_id
         if token is not None and (isinstance(token, bool) or not isinstance(token, int) or token < 0):
             raise ValueError(f"image_token_id must be None or a token's id, 0 or more; got {token!r}")
+        labels = {} if self.camera_labels is None else self.camera_labels
+        if not isinstance(labels, dict) or not all(labels.values()):
+            raise ValueError(f"camera_labels must be None or token ids by camera; got {labels!r}")
+        if unknown := [camera for camera in labels if camera not in names]:
+            raise ValueError(f"camera_labels tells of {', '.join(unknown)}, but cameras are {names}")
         if self.connector not in CONNECTORS:
             raise ValueError(f"connector must be one of {CONNECTORS}; got {self.connector!r}")
         if self.key_source not in KEY_SOURCES:

@@ -64,6 +64,8 @@ def load(path: str, precision: str | None = "fp32", **kwargs: Any) -> tuple[Any,
         config = AutoConfig.from_pretrained(path, **source, **code)
         processor = AutoProcessor.from_pretrained(path, **source, **code)
         trial = _check_processor(processor, config)
+        if config.camera_labels is None:  # a checkpoint from before there were any
+            config.camera_labels = processor.camera_labels()
         _check_size(path, config, source, code)
         model = load_strictly(path, config=config, use_safetensors=True, **kwargs)  # a pickle would run code
         _check_finite(model, trial)

@@ -1,68 +1,29 @@
 """SmolDriver: camera images → vision tower → one Q-Former per camera → language model → answer."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from inspect import signature
+from itertools import cycle
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, GenerationMixin, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
+from .budgets_smoldriver import Budget, queries_by_camera
 from .configuration_smoldriver import SmolDriverConfig
+from .generation_smoldriver import CameraGenerationMixin
 from .loading_smoldriver import load  # noqa: F401  # so that save_pretrained puts the strict door beside the weights
+from .outputs_smoldriver import SmolDriverCausalLMOutputWithPast, SmolDriverModelOutputWithPast, SmolDriverVisionOutput
+from .placeholders_smoldriver import camera_ids_of_prompt, each_its_own, expect, given_images, tokens_of_images
 from .projector_smoldriver import MultiQFormerProjector, QFormer
 from .scene_smoldriver import SmolDriverScene
 from .tower_smoldriver import drop_untrained, height_and_width, patch_grid
-
-# Inputs that belong to the prompt: once it is in the cache they must not be encoded again.
-IMAGE_INPUTS = ("pixel_values", "vision_features", "camera_ids")
-
-
-@dataclass
-class SmolDriverVisionOutput(BaseModelOutputWithPooling):
-    """What `get_image_features` returns.
-
-    Attributes:
-        last_hidden_state: (images, tokens, vision_hidden), the tower's output; None for precomputed features.
-        pooler_output: (images, tokens per camera, text_hidden), the visual tokens.
-        hidden_states, attentions: the tower's, when asked for.
-        qformer_attentions: (images, heads, queries, patches), where each query looked; with `output_attentions=True`.
-    """
-
-    qformer_attentions: torch.FloatTensor | None = None
-
-
-@dataclass
-class SmolDriverModelOutputWithPast(BaseModelOutputWithPast):
-    """Output of `SmolDriverModel`; `image_hidden_states` are the visual tokens (images, tokens, text_hidden)."""
-
-    image_hidden_states: torch.FloatTensor | None = None
-
-
-@dataclass
-class SmolDriverCausalLMOutputWithPast(CausalLMOutputWithPast):
-    """Output with logits; `loss` is the mean next-token loss over the labels that are not -100."""
-
-    image_hidden_states: torch.FloatTensor | None = None
-
-
-def given_images(pixel_values: torch.Tensor | None, vision_features: torch.Tensor | None) -> torch.Tensor:
-    """The one of the two that was given; its first dimension counts the images."""
-    if pixel_values is not None and vision_features is None:
-        if pixel_values.ndim != 4:
-            raise ValueError(
-                "pixel_values must be flat, (images in the batch, 3, height, width), with camera_ids beside it; "
-                f"got shape {tuple(pixel_values.shape)}"
-            )
-        return pixel_values
-    if vision_features is not None and pixel_values is None:
-        return vision_features
-    raise ValueError("pass either pixel_values or vision_features, not both and not neither")
 
 
 class SmolDriverPreTrainedModel(PreTrainedModel):
@@ -72,12 +33,13 @@ class SmolDriverPreTrainedModel(PreTrainedModel):
     main_input_name = "input_ids"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
-    _no_split_modules = ["MultiQFormerProjector"]  # it calls parts of its Q-Formers, past hooks on their forward
+    _no_split_modules = ["QFormer"]
     _skip_keys_device_placement = ["past_key_values"]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    _can_compile_fullgraph = True
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -141,16 +103,20 @@ class SmolDriverModel(SmolDriverPreTrainedModel):
         outputs["pooler_output"] = features[:, features.shape[1] - rows * columns :]
         return outputs
 
-    def _check_images(self, num_images: int, camera_ids: torch.Tensor | None, num_queries: int) -> None:
-        """Raise one ValueError where images, camera_ids and budget do not fit this model."""
+    def _check_budget(self, num_queries: int) -> None:
+        """Raise a ValueError where the model has no such budget."""
         config = self.config
-        if num_images == 0:
-            raise ValueError("expected at least one image, got none")
         if not 1 <= num_queries <= config.max_queries or (
             config.connector == "pixel_shuffle" and num_queries != config.max_queries
         ):
             allowed = f"1…{config.max_queries}" if config.connector == "linear" else str(config.max_queries)
             raise ValueError(f"num_queries must be {allowed} with connector={config.connector!r}; got {num_queries}")
+
+    def _check_images(self, num_images: int, camera_ids: torch.Tensor | None) -> None:
+        """Raise one ValueError where images and camera_ids do not fit each other or this model."""
+        config = self.config
+        if num_images == 0:
+            raise ValueError("expected at least one image, got none")
         if camera_ids is None:
             if num_images % len(config.cameras):
                 raise ValueError(
@@ -175,17 +141,17 @@ class SmolDriverModel(SmolDriverPreTrainedModel):
         self,
         pixel_values: torch.Tensor | None = None,
         camera_ids: torch.Tensor | None = None,
-        num_queries: int | None = None,
+        num_queries: Budget | None = None,
         vision_features: torch.Tensor | None = None,
-        output_attentions: bool = False,
-        **kwargs,
+        output_attentions: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | SmolDriverVisionOutput:
         """Camera images → visual tokens.
 
         Args:
             pixel_values: (images, 3, height, width).
             camera_ids: (images,) indices into `config.cameras`; None: whole scenes in `config.cameras` order.
-            num_queries: queries per camera; default `config.num_queries`.
+            num_queries: queries per camera, or {camera: queries}; default `config.num_queries`.
             vision_features: (images, patches, vision_hidden), `get_vision_features(…).pooler_output` computed before,
                 in place of `pixel_values`.
             output_attentions: also return the tower's attentions and where each query looked.
@@ -193,9 +159,13 @@ class SmolDriverModel(SmolDriverPreTrainedModel):
         Raises:
             ValueError: wrong shapes, camera index or budget; both or neither of pixels and features.
         """
-        num_queries = self.config.num_queries if num_queries is None else num_queries
+        config = self.config
+        output_attentions = config.output_attentions if output_attentions is None else output_attentions
         images = given_images(pixel_values, vision_features)
-        self._check_images(images.shape[0], camera_ids, num_queries)
+        self._check_images(images.shape[0], camera_ids)
+        queries = list(queries_by_camera(num_queries, config.cameras, config.num_queries).values())
+        for count in queries:
+            self._check_budget(count)
         if pixel_values is not None:
             outputs = self.get_vision_features(pixel_values, output_attentions=output_attentions, **kwargs)
             features = outputs.pooler_output
@@ -210,15 +180,33 @@ class SmolDriverModel(SmolDriverPreTrainedModel):
                     f"{self.config.image_size} pixels; got shape {tuple(features.shape)}"
                 )
         tokens, qformer_attentions = self.multi_modal_projector(
-            features, camera_ids, num_queries, grid, output_attentions
+            features, camera_ids, max(queries), grid, bool(output_attentions)
         )
+        if isinstance(num_queries, Mapping):  # nested: each camera's are the first of the most
+            ids = range(len(queries)) if camera_ids is None else camera_ids.tolist()
+            tokens = [row[: queries[i] // config.queries_per_token] for i, row in zip(cycle(ids), tokens)]
         return SmolDriverVisionOutput(
             last_hidden_state=outputs.last_hidden_state,
-            pooler_output=tokens,  # (images, tokens, text_hidden)
+            pooler_output=tokens,  # (images, tokens, text_hidden), or of each image where budgets have names
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             qformer_attentions=qformer_attentions,
         )
+
+    def _check_no_images(
+        self, input_ids: torch.Tensor | None, camera_ids: torch.Tensor | None, past_key_values: Cache | None
+    ) -> None:
+        """Refuse a prompt that is about images which are not there; what was generated behind it is not looked at."""
+        if camera_ids is not None:
+            raise ValueError("camera_ids say whose images are whose, but there are none: expected pixel_values too")
+        token = self.config.image_token_id
+        if token is None or input_ids is None or torch.compiler.is_compiling():
+            return
+        if (past_key_values is None or past_key_values.get_seq_length() == 0) and (input_ids == token).any():
+            raise ValueError(
+                f"the prompt has {int((input_ids == token).sum())} image placeholders but no images: expected "
+                "pixel_values, vision_features or mm_encoder_outputs"
+            )
 
     def get_placeholder_mask(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor) -> torch.Tensor:
         """(batch, sequence) bool: where visual tokens go. Found by the placeholder's embedding if there are no ids."""
@@ -229,24 +217,50 @@ class SmolDriverModel(SmolDriverPreTrainedModel):
         image_token = torch.full((), self.config.image_token_id, dtype=torch.long, device=inputs_embeds.device)
         return (inputs_embeds == self.get_input_embeddings()(image_token)).all(-1)
 
-    def _queries_in_use(self, placeholders: torch.Tensor, num_images: int) -> int:
-        """How many queries the prompt's placeholders leave for each image."""
-        if torch.compiler.is_compiling():
-            return self.config.num_queries
-        counts = placeholders.sum(-1).tolist()
-        count = sum(counts)
-        if num_images == 0 or count == 0 or count % num_images:
-            raise ValueError(
-                "the number of image placeholders must be a positive multiple of the number of images; "
-                f"got {count} placeholders for {num_images} images"
-            )
-        tokens_per_image = count // num_images
-        if any(row % tokens_per_image for row in counts):  # or an image would reach into the next sample
-            raise ValueError(
-                f"every sample must have whole images of {tokens_per_image} placeholders each; got {counts} "
-                f"placeholders in the samples of the batch for {num_images} images"
-            )
-        return tokens_per_image * self.config.queries_per_token
+    def _look(
+        self,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor,
+        camera_ids: torch.Tensor | None,
+        encoded: Any,
+        **images: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Put visual tokens in place of a prompt's placeholders, of each image as many as its run is long.
+
+        Returns:
+            inputs_embeds (batch, sequence, text_hidden), and the visual tokens (images, tokens, text_hidden), or
+            (tokens of all images, text_hidden) where budgets differ.
+        """
+        config = self.config
+        placeholders = self.get_placeholder_mask(input_ids, inputs_embeds)  # (batch, sequence)
+        if encoded is None:
+            num_images = given_images(**images).shape[0]
+            if camera_ids is None:
+                camera_ids = camera_ids_of_prompt(input_ids, placeholders, num_images, config)
+        elif any(value is not None for value in images.values()):
+            raise ValueError("pass either images or mm_encoder_outputs, not both")
+        else:
+            num_images = len(encoded.pooler_output)
+        lengths = tokens_of_images(placeholders, num_images)  # (images,)
+        if torch.compiler.is_compiling():  # shapes cannot depend on the prompt: the most there can be
+            different, most = None, config.num_queries if torch.compiler.is_exporting() else config.max_queries
+        else:
+            different = sorted(set(lengths.tolist()))
+            for length in different:
+                self._check_budget(most := length * config.queries_per_token)
+        if encoded is None:
+            how = {"num_queries": most, "output_attentions": False, "return_dict": True}
+            encoded = self.get_image_features(camera_ids=camera_ids, **images, **how)
+        tokens = encoded.pooler_output
+        if not torch.is_tensor(tokens):
+            tokens = nn.utils.rnn.pad_sequence(list(tokens), batch_first=True)
+        expect(
+            lengths.max() <= tokens.shape[1],
+            lambda: f"the prompt has runs of {lengths.tolist()} placeholders for {tokens.shape[1]} visual tokens each",
+        )
+        tokens = tokens if different == [tokens.shape[1]] else each_its_own(tokens, lengths)
+        tokens = tokens.to(inputs_embeds.device, inputs_embeds.dtype)
+        return inputs_embeds.masked_scatter(placeholders[..., None], tokens), tokens
 
     @can_return_tuple
     def forward(
@@ -259,18 +273,23 @@ class SmolDriverModel(SmolDriverPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         vision_features: torch.FloatTensor | None = None,
-        **kwargs,
+        mm_encoder_outputs: Mapping[str, Any] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | SmolDriverModelOutputWithPast:
-        """Run the model; the budget is read off the number of placeholders in the prompt.
+        """Run the model; each image's budget is the length of its run of placeholders in the prompt.
 
         Args:
             input_ids: (batch, sequence), or `inputs_embeds` (batch, sequence, text_hidden) in its place.
             pixel_values: (images in the batch, 3, height, width), in the order of the placeholders.
-            camera_ids: (images in the batch,) indices into `config.cameras`.
+            camera_ids: (images in the batch,) indices into `config.cameras`. Without them a camera is known by the
+                label in front of its image, `config.camera_labels`, or samples have all cameras in order.
             vision_features: see `get_image_features`.
+            mm_encoder_outputs: {"image": what `get_image_features` returned}, in place of all of these; budgets in the
+                prompt may be smaller than there.
 
         Raises:
-            ValueError: if ids and embeddings are both given or both missing, or placeholders do not fit the images.
+            ValueError: if ids and embeddings are both given or both missing, or placeholders, images and cameras do
+                not fit each other.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass either input_ids or inputs_embeds, not both and not neither")
@@ -278,18 +297,15 @@ class SmolDriverModel(SmolDriverPreTrainedModel):
             inputs_embeds = self.get_input_embeddings()(input_ids)
 
         image_hidden_states = None
-        if pixel_values is not None or vision_features is not None:
-            num_images = given_images(pixel_values, vision_features).shape[0]
-            placeholders = self.get_placeholder_mask(input_ids, inputs_embeds)  # (batch, sequence)
-            image_hidden_states = self.get_image_features(
-                pixel_values,
-                camera_ids,
-                num_queries=self._queries_in_use(placeholders, num_images),
-                vision_features=vision_features,
-                return_dict=True,
-            ).pooler_output.to(inputs_embeds.device, inputs_embeds.dtype)
-            inputs_embeds = inputs_embeds.masked_scatter(placeholders[..., None], image_hidden_states)
-
+        encoded = mm_encoder_outputs.get("image") if mm_encoder_outputs else None
+        if encoded is not None or pixel_values is not None or vision_features is not None:
+            images = {"pixel_values": pixel_values, "vision_features": vision_features}
+            inputs_embeds, image_hidden_states = self._look(input_ids, inputs_embeds, camera_ids, encoded, **images)
+        else:
+            self._check_no_images(input_ids, camera_ids, past_key_values)
+        for name in ("output_attentions", "output_hidden_states"):
+            if getattr(self.config, name):
+                kwargs.setdefault(name, True)
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -307,10 +323,11 @@ class SmolDriverModel(SmolDriverPreTrainedModel):
         )
 
 
-class SmolDriverForConditionalGeneration(SmolDriverPreTrainedModel, GenerationMixin):
+class SmolDriverForConditionalGeneration(SmolDriverPreTrainedModel, CameraGenerationMixin):
     """SmolDriver with its language modelling head: answers questions about what the cameras see."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
 
     def __init__(self, config: SmolDriverConfig):
         super().__init__(config)
@@ -340,14 +357,15 @@ class SmolDriverForConditionalGeneration(SmolDriverPreTrainedModel, GenerationMi
         return self.model.get_image_features(pixel_values, camera_ids, **kwargs)
 
     def encode_scene(
-        self, images: Mapping[str, Any], processor: Any, num_queries: int | None = None
+        self, images: Mapping[str, Any], processor: Any, num_queries: Budget | str | None = None
     ) -> SmolDriverScene:
         """Encode camera images once, for many questions: `scene.ask(…)`, `scene.ask_all(…)`, `scene.score(…)`.
 
         Args:
             images: {camera: image}, any of the model's cameras.
             processor: this model's `SmolDriverProcessor`.
-            num_queries: queries per camera; default: the processor's.
+            num_queries: queries per camera, or {camera: queries}, or as a command line writes it (`parse_budget`);
+                default: the processor's.
 
         Raises:
             ValueError: an image, camera or budget that the processor or the model refuses, or a language model without
@@ -368,7 +386,8 @@ class SmolDriverForConditionalGeneration(SmolDriverPreTrainedModel, GenerationMi
         vision_features: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        **kwargs,
+        mm_encoder_outputs: Mapping[str, Any] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | SmolDriverCausalLMOutputWithPast:
         """See `SmolDriverModel.forward`.
 
@@ -385,6 +404,7 @@ class SmolDriverForConditionalGeneration(SmolDriverPreTrainedModel, GenerationMi
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             vision_features=vision_features,
+            mm_encoder_outputs=mm_encoder_outputs,
             return_dict=True,
             **kwargs,
         )
@@ -403,41 +423,6 @@ class SmolDriverForConditionalGeneration(SmolDriverPreTrainedModel, GenerationMi
             attentions=outputs.attentions,
             image_hidden_states=outputs.image_hidden_states,
         )
-
-    def prepare_inputs_for_generation(
-        self,
-        input_ids: torch.Tensor,
-        inputs_embeds: torch.Tensor | None = None,  # named, or generate() refuses embeddings
-        is_first_iteration: bool = False,
-        use_cache: bool = True,
-        **kwargs,
-    ) -> dict[str, Any]:
-        if use_cache and not is_first_iteration:
-            kwargs = {key: value for key, value in kwargs.items() if key not in IMAGE_INPUTS}
-        return super().prepare_inputs_for_generation(
-            input_ids,
-            inputs_embeds=inputs_embeds,
-            is_first_iteration=is_first_iteration,
-            use_cache=use_cache,
-            **kwargs,
-        )
-
-    def _expand_inputs_for_generation(self, expand_size: int = 1, is_encoder_decoder: bool = False, **kwargs):
-        """Repeat each row for beams or samples; its images, flat over the batch, are repeated as one group."""
-        images = {key: kwargs.pop(key) for key in IMAGE_INPUTS if kwargs.get(key) is not None}
-        if images and expand_size > 1:
-            inputs_embeds = kwargs.get("inputs_embeds")
-            input_ids = kwargs.get("input_ids") if inputs_embeds is None else None  # beside embeddings ids are empty
-            placeholders = self.model.get_placeholder_mask(input_ids, inputs_embeds)
-            num_images = given_images(images.get("pixel_values"), images.get("vision_features")).shape[0]
-            tokens_per_image = self.model._queries_in_use(placeholders, num_images) // self.config.queries_per_token
-            rows = torch.arange(num_images, device=placeholders.device).split(
-                (placeholders.sum(-1) // tokens_per_image).tolist()
-            )
-            order = torch.cat([row for row in rows for _ in range(expand_size)])
-            images = {key: value[order.to(value.device)] for key, value in images.items()}
-        input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, **kwargs)
-        return input_ids, {**kwargs, **images}
 
 
 __all__ = [

@@ -4,6 +4,7 @@ Images, texts and cameras are brought into one layout and checked against each o
 `chat_smoldriver.py`.
 """
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,13 +12,15 @@ import numpy as np
 from transformers.processing_utils import ImagesKwargs, MultiModalData, ProcessingKwargs, ProcessorMixin
 from transformers.utils import logging
 
-from .chat_smoldriver import CameraPrompts, RenderedPrompt, chat_template_for, check_conversation
+from .budgets_smoldriver import Budget, budget_for_each, queries_by_camera
+from .chat_smoldriver import CameraPrompts, RenderedPrompt, chat_template_for, named_conversation
 
 logger = logging.get_logger(__name__)
 
 
 class SmolDriverImagesKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]  # mypy does not read transformers
-    num_queries: int
+    num_queries: int | dict[str, int] | list[int | dict[str, int]]
+    return_camera_ids: bool
 
 
 class SmolDriverProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
@@ -33,13 +36,16 @@ class SmolDriverProcessor(CameraPrompts, ProcessorMixin):
     answer = model.generate(**inputs)
     ```
 
-    `images` is one sample's `{camera: image}`, or a plain list in the order of `cameras` (its first ones if it is
-    shorter), or a list of either for a batch. Beside a dict, or without a placeholder, a text is a user's question:
-    the camera prompt is put around it and control tokens inside it are treated as text. Beside a list, a text with
-    placeholders is a prompt, as everywhere in transformers; labels in it name the cameras.
+    `images` is one sample's `{camera: image}`, or a plain list of all cameras in the order of `cameras`, or a list of
+    either for a batch, in which a text may have none. Beside a dict, or without a placeholder, a text is a user's
+    question: the camera prompt is put around it and control tokens inside it are treated as text. Beside a list, a
+    text with placeholders is a prompt, as everywhere in transformers; labels in it name the cameras, `CAM_BACK:
+    <image>`. `num_queries` is one number, `{camera: number}`, or a list with one of either for each sample.
 
     Output: `input_ids`, `attention_mask` (batch, sequence), `pixel_values` (images in the batch, 3, height, width) and
-    `camera_ids` (images in the batch,), indices into `cameras`.
+    `camera_ids` (images in the batch,), indices into `cameras`. Trainers that stop at inputs that they do not know
+    (TRL's RLOO, and GRPO with `beta`) get none after `processor.images_kwargs = {"return_camera_ids": False}`: the
+    model then reads the cameras in the prompt.
 
     Args:
         image_processor, tokenizer: the parts.
@@ -98,13 +104,14 @@ class SmolDriverProcessor(CameraPrompts, ProcessorMixin):
         return [*self.tokenizer.model_input_names, "pixel_values", "camera_ids"]
 
     def apply_chat_template(self, conversation, chat_template: str | None = None, **kwargs):
-        """See `ProcessorMixin.apply_chat_template`. Image parts without a `"camera"` are taken in order.
+        """See `ProcessorMixin.apply_chat_template`. Image parts, `image_url` too, have a `"camera"`; without any, they
+        are all cameras in order.
 
         Raises:
             ValueError: not a list of messages with role and content, or as when the processor is called.
             jinja2.TemplateError: a role, a part or a camera that the template does not know.
         """
-        check_conversation(conversation)
+        conversation = named_conversation(conversation, self.cameras)
         rendered = super().apply_chat_template(conversation, chat_template, **kwargs)
         if isinstance(rendered, str):
             return RenderedPrompt(rendered)
@@ -114,7 +121,7 @@ class SmolDriverProcessor(CameraPrompts, ProcessorMixin):
 
     def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
         """Bring every accepted layout into one: per sample a prompt with placeholders and a `{camera: image}` dict."""
-        if videos is not None or audio is not None:
+        if videos or audio:  # some engines pass empty lists
             raise ValueError("SmolDriver takes images and text; got videos or audio")
         if text is None:
             texts = None
@@ -134,13 +141,23 @@ class SmolDriverProcessor(CameraPrompts, ProcessorMixin):
             return None, texts, None, None
 
         samples = self._samples(images, texts)
+        if not any(len(sample) for sample in samples):
+            raise ValueError(f"expected at least one camera image, got none; the cameras are {self.cameras}")
         if texts is None:
             return [self._named(sample, None) for sample in samples], None, None, None
-        prompts, named = [], []
+        prompts: list[str] = []
+        named: list[dict[str, Any]] = []
         for index, (sample, item) in enumerate(zip(samples, texts, strict=True)):
             where = f"sample {index}: " if len(samples) > 1 else ""
             try:
-                if self._is_prompt(item, sample):
+                if len(sample) == 0:  # about no image, beside others that are
+                    if self.image_token in item:
+                        raise ValueError(
+                            f"the text has {item.count(self.image_token)} {self.image_token} but no image"
+                        )
+                    named.append({})
+                    prompts.append(str(item))
+                elif self._is_prompt(item, sample):
                     named.append(self._named(sample, item))
                     prompts.append(str(item))
                 else:
@@ -153,6 +170,8 @@ class SmolDriverProcessor(CameraPrompts, ProcessorMixin):
     def _samples(self, images: Any, texts: list[str] | None) -> list[Any]:
         """One dict or list of images per text."""
         nested = list | tuple | Mapping
+        if isinstance(images, list | tuple) and any(isinstance(item, nested) for item in images):
+            images = [[] if item is None else item for item in images]
         if isinstance(images, Mapping) or not isinstance(images, list | tuple):
             samples = [images if isinstance(images, Mapping) else [images]]
         elif images and all(isinstance(item, nested) for item in images):
@@ -161,7 +180,7 @@ class SmolDriverProcessor(CameraPrompts, ProcessorMixin):
             raise ValueError("images must be one sample (a dict or a flat list) or a list of samples, not a mixture")
         elif texts is not None and len(texts) > 1:  # flat list, several prompts: their placeholders divide it
             counts = [item.count(self.image_token) for item in texts]
-            if sum(counts) != len(images) or 0 in counts:
+            if sum(counts) != len(images):
                 raise ValueError(
                     f"a flat list of images beside {len(texts)} texts needs as many {self.image_token} in them as "
                     f"images; got {counts} for {len(images)} images. Pass one dict or list of images per text"
@@ -190,30 +209,29 @@ class SmolDriverProcessor(CameraPrompts, ProcessorMixin):
 
     def _named(self, sample: Any, prompt: str | None) -> dict[str, Any]:
         """{camera: image} of one sample, in the order of its prompt, or of `cameras` where there is none yet."""
-        if len(sample) == 0:
-            raise ValueError(f"expected at least one camera image, got none; the cameras are {self.cameras}")
         if isinstance(sample, Mapping):
             self._check_known(list(sample))
         elif len(sample) > len(self.cameras):
             raise ValueError(f"expected at most {len(self.cameras)} images, one per camera; got {len(sample)}")
-        if prompt is None:
-            if isinstance(sample, Mapping):
-                return {camera: sample[camera] for camera in self.cameras if camera in sample}
-            return dict(zip(self.cameras, sample, strict=False))
-
-        labels = self.labels_in(prompt)
+        labels = [""] * len(sample) if prompt is None else self.labels_in(prompt)
         if len(labels) != len(sample):
             raise ValueError(
                 f"the prompt has {len(labels)} {self.image_token} placeholders for {len(sample)} images; "
                 "expected one each"
             )
-        named = [label in self.cameras or label.isupper() for label in labels]  # in capitals: meant as a camera
-        if all(named):
+        if prompt is None and isinstance(sample, Mapping):
+            return {camera: sample[camera] for camera in self.cameras if camera in sample}
+        if all(labels):
             self._check_known(labels)
-        elif any(named):
+        elif any(labels):
             raise ValueError(f"some placeholders name a camera and some do not: {labels}")
+        elif len(labels) != len(self.cameras):
+            raise ValueError(
+                f"{len(labels)} images without cameras' names: name them, {{camera: image}} or 'CAM_BACK: "
+                f"{self.image_token}', or give all of {self.cameras} in this order"
+            )
         else:
-            labels = self.cameras[: len(labels)]
+            labels = list(self.cameras)
         if isinstance(sample, Mapping):
             if set(labels) != set(sample):
                 raise ValueError(f"the prompt names {labels}, but the images are of {list(sample)}")
@@ -232,12 +250,16 @@ class SmolDriverProcessor(CameraPrompts, ProcessorMixin):
         if images is None and text is None:
             raise ValueError("expected images, text or both; got neither")
 
-    def _process_images(self, images: list[dict[str, Any]], num_queries: int | None = None, **kwargs):
+    def _process_images(
+        self, images: list[dict[str, Any]], num_queries: Any = None, return_camera_ids: bool = True, **kwargs
+    ):
         """All samples' images → pixel_values and camera_ids, and the text that replaces each placeholder."""
-        self.num_image_tokens(num_queries)  # a wrong budget is told before any image is decoded
+        budgets = budget_for_each(num_queries, len(images))
+        for budget in budgets:
+            self.num_image_tokens(budget)  # a wrong budget is told before any image is decoded
         kwargs["return_tensors"] = "np"
-        pixel_values, camera_ids = [], []
-        for sample in images:
+        pixel_values, camera_ids, replacements = [], [], []
+        for sample, budget in zip(images, budgets, strict=True):
             for camera, image in sample.items():
                 try:
                     pixels = self.image_processor([image], **kwargs)["pixel_values"]  # (1, 3, height, width)
@@ -247,40 +269,61 @@ class SmolDriverProcessor(CameraPrompts, ProcessorMixin):
                     raise ValueError(f"{camera}: {error}") from error
                 pixel_values.append(pixels)
                 camera_ids.append(self.cameras.index(camera))
+                replacements.append(self.image_token * self.num_image_tokens(budget, camera))
         shapes = {pixels.shape for pixels in pixel_values}
         if len(shapes) > 1:
             raise ValueError(f"without do_resize all images must have one shape; got {sorted(shapes)}")
         # (images, 3, height, width) and (images,)
         processed = {"pixel_values": np.concatenate(pixel_values), "camera_ids": np.asarray(camera_ids)}
-        replacements = [
-            self.replace_image_token(processed, index, num_queries=num_queries) for index in range(len(camera_ids))
-        ]
+        if not return_camera_ids:
+            del processed["camera_ids"]
         return processed, replacements
 
-    def num_image_tokens(self, num_queries: int | None = None) -> int:
-        """Visual tokens per camera at a budget of `num_queries`, or at the default.
+    def num_image_tokens(self, num_queries: Budget | None = None, camera: str | None = None) -> int:
+        """Visual tokens of a camera at a budget, or at the default; of the one that has most where none is named.
 
         Raises:
-            ValueError: budget out of range, or not the only one that `pixel_shuffle` has.
+            ValueError: budget out of range, or not the only one that `pixel_shuffle` has, or of an unknown camera.
         """
-        num_queries = self.num_queries if num_queries is None else num_queries
+        queries = queries_by_camera(num_queries, self.cameras, self.num_queries)
         highest = self.max_queries
         lowest = 1 if self.queries_per_token == 1 else highest
-        if isinstance(num_queries, bool) or not isinstance(num_queries, int) or not lowest <= num_queries <= highest:
-            raise ValueError(
-                f"num_queries must be an integer from {lowest} to {highest} for this model; got {num_queries!r}"
-            )
-        return num_queries // self.queries_per_token
+        for count in queries.values():
+            if isinstance(count, bool) or not isinstance(count, int) or not lowest <= count <= highest:
+                raise ValueError(
+                    f"num_queries must be an integer from {lowest} to {highest} for this model; got {count!r}"
+                )
+        return (max(queries.values()) if camera is None else queries[camera]) // self.queries_per_token
 
-    def replace_image_token(self, image_inputs: dict, image_idx: int, num_queries: int | None = None, **kwargs) -> str:
-        return self.image_token * self.num_image_tokens(num_queries)
+    def replace_image_token(self, image_inputs: dict, image_idx: int, num_queries: Any = None, **kwargs) -> str:
+        """The placeholders of one image; of one sample's budget."""
+        return self.image_token * self.num_image_tokens(
+            num_queries, self.cameras[image_inputs["camera_ids"][image_idx]]
+        )
 
-    def _get_num_multimodal_tokens(self, image_sizes=None, num_queries: int | None = None, **kwargs) -> MultiModalData:
+    def _get_num_multimodal_tokens(self, image_sizes=None, num_queries: Any = None, **kwargs) -> MultiModalData:
         """Tokens and patches per image, for serving engines that plan ahead."""
         if image_sizes is None:
             return MultiModalData()
         tokens = self.num_image_tokens(num_queries)
         return MultiModalData(num_image_tokens=[tokens] * len(image_sizes), num_image_patches=[1] * len(image_sizes))
+
+    def camera_labels(self) -> dict[str, list[int]]:
+        """{camera: token ids right before its image}, for `config.camera_labels`; empty where they tell nothing apart.
+
+        What stands there in a prompt with one image and in one with all, to their common end.
+        """
+        found: dict[str, list[int]] = {}
+        for camera in self.cameras:
+            texts = []
+            for shown in ([camera], [*(other for other in self.cameras if other != camera), camera]):
+                ids = self.prompt_ids("", shown, None)
+                end = len(ids) - ids[::-1].index(self.image_token_id) - self.num_image_tokens(None, camera)
+                start = max((i + 1 for i in range(end) if ids[i] == self.image_token_id), default=0)
+                texts.append(ids[start:end][::-1])
+            same = zip(*texts, strict=False)
+            found[camera] = [token for token, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], same)][::-1]
+        return found if len({tuple(label) for label in found.values()}) == len(found) else {}
 
 
 def _reject_surrogates(text: str) -> None:

@@ -134,6 +134,24 @@ class QFormer(nn.Module):
         hidden_states = self.queries[: context.shape[1]] + self.o_proj(context.flatten(-2))
         return hidden_states + self.down_proj(self.act(self.up_proj(self.mlp_norm(hidden_states))))
 
+    def forward(
+        self,
+        features: torch.Tensor,
+        key_positions: torch.Tensor,
+        query_positions: torch.Tensor,
+        num_queries: int,
+        output_attentions: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """What this camera's queries read, (images, queries, hidden); where, (images, heads, queries, patches), if
+        asked; and the camera's vector (text_hidden,), which is to be added behind the connector, or None."""
+        query, key, value = self.project(features, key_positions, query_positions, num_queries)
+        attend: Callable = eager_attention
+        if not output_attentions and self.config._attn_implementation not in (None, "eager"):
+            attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
+        context, weights = attend(self, query, key, value, None, scaling=self.scaling, dropout=0.0)
+        vector = self.camera_vector if self.config.camera_vectors else None
+        return self.finish(context), weights if output_attentions else None, vector
+
 
 class LinearConnector(nn.Module):
     """Q-Former output → one visual token per query, at the text embeddings' scale."""
@@ -181,24 +199,26 @@ class MultiQFormerProjector(nn.Module):
         self.qformers = nn.ModuleDict({name: QFormer(config) for name in self.cameras})
         self.connector = PixelShuffleConnector(config) if self.square_queries else LinearConnector(config)
         self.vision_hidden_size = config.vision_config.hidden_size
-        # Absent from checkpoints; _init_weights fills them, also after construction on the meta device.
-        self.register_buffer(
-            "key_positions", torch.empty(grid[0] * grid[1], self.vision_hidden_size), persistent=False
-        )
-        self.register_buffer(
-            "query_positions", torch.empty(config.max_queries, projector.hidden_size), persistent=False
-        )
+        # Absent from checkpoints; after construction on the meta device _init_weights fills them.
+        dtype = torch.get_default_dtype()
+        self.register_buffer("key_positions", self._key_positions().to(dtype), persistent=False)
+        self.register_buffer("query_positions", self._query_positions().to(dtype), persistent=False)
+
+    def _key_positions(self, device: torch.device | None = None) -> torch.Tensor:
+        """(patches, vision_hidden)"""
+        return sincos_positions(grid_points(*self.grid, device), self.vision_hidden_size)
+
+    def _query_positions(self, device: torch.device | None = None) -> torch.Tensor:
+        """(max_queries, hidden)"""
+        side = round(self.max_queries**0.5)
+        points = grid_points(side, side, device) if self.square_queries else spread_points(self.max_queries, device)
+        return sincos_positions(points, self.config.hidden_size)
 
     def init_buffers(self) -> None:
         """Fill the two position tables (called by `_init_weights`)."""
         device = self.query_positions.device
-        if self.square_queries:
-            side = round(self.max_queries**0.5)
-            points = grid_points(side, side, device)
-        else:
-            points = spread_points(self.max_queries, device)
-        init.copy_(self.query_positions, sincos_positions(points, self.config.hidden_size))
-        init.copy_(self.key_positions, sincos_positions(grid_points(*self.grid, device), self.vision_hidden_size))
+        init.copy_(self.query_positions, self._query_positions(device))
+        init.copy_(self.key_positions, self._key_positions(device))
 
     def positions_of(self, grid: tuple[int, int], like: torch.Tensor) -> torch.Tensor:
         """(patches, vision_hidden) for a grid of patches; from the table unless the images have another size."""
@@ -206,15 +226,15 @@ class MultiQFormerProjector(nn.Module):
             return self.key_positions.to(like.dtype)
         return sincos_positions(grid_points(*grid, like.device), self.vision_hidden_size).to(like.dtype)
 
-    def camera_slices(
-        self, num_images: int, camera_ids: torch.Tensor | None
-    ) -> list[tuple[str, slice | torch.Tensor]]:
-        """Which images belong to which camera. Without ids they come as whole scenes in `cameras` order (static)."""
+    def images_by_camera(self, num_images: int, camera_ids: torch.Tensor | None) -> dict[str, slice | torch.Tensor]:
+        """Which images each Q-Former reads, for cameras that have any. Without ids they come as whole scenes in
+        `cameras` order; under the compiler, whose shapes cannot depend on ids, each reads all images."""
         if camera_ids is None:
-            count = len(self.cameras)
-            return [(name, slice(index, num_images, count)) for index, name in enumerate(self.cameras)]
-        slices = [(name, (camera_ids == index).nonzero().flatten()) for index, name in enumerate(self.cameras)]
-        return [(name, rows) for name, rows in slices if len(rows)]
+            return {name: slice(index, num_images, len(self.cameras)) for index, name in enumerate(self.cameras)}
+        if torch.compiler.is_compiling():
+            return dict.fromkeys(self.cameras, slice(None))
+        found = {name: (camera_ids == index).nonzero().flatten() for index, name in enumerate(self.cameras)}
+        return {name: rows for name, rows in found.items() if len(rows)}
 
     def forward(
         self,
@@ -224,7 +244,7 @@ class MultiQFormerProjector(nn.Module):
         grid: tuple[int, int],
         output_attentions: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """All cameras' features → visual tokens, with one attention call for all of them.
+        """All cameras' features → visual tokens.
 
         Args:
             features: (images, patches, vision_hidden), images of any cameras in any order.
@@ -236,32 +256,30 @@ class MultiQFormerProjector(nn.Module):
         Returns:
             tokens (images, tokens, text_hidden) and attentions (images, heads, queries, patches) or None.
         """
-        slices = self.camera_slices(features.shape[0], camera_ids)
-        first = self.qformers[slices[0][0]]  # all Q-Formers share shapes and scaling
-        features = features.to(first.queries.dtype)
-        key_positions = self.positions_of(grid, features)
-        query_positions = self.query_positions.to(features.dtype)
-        parts = [
-            self.qformers[name].project(features[rows], key_positions, query_positions, num_queries)
-            for name, rows in slices
+        num_images = features.shape[0]
+        features = features.to(self.qformers[self.cameras[0]].queries.dtype)
+        positions = (self.positions_of(grid, features), self.query_positions.to(features.dtype))
+        rows_of = self.images_by_camera(num_images, camera_ids)
+        outputs = [
+            self.qformers[name](features[rows], *positions, num_queries, output_attentions)
+            for name, rows in rows_of.items()
         ]
-        query, key, value = (torch.cat(states) for states in zip(*parts, strict=True))  # images grouped by camera
-
-        attend: Callable = eager_attention
-        if not output_attentions and self.config._attn_implementation not in (None, "eager"):
-            attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
-        context, weights = attend(first, query, key, value, None, scaling=first.scaling, dropout=0.0)
-
-        sizes = [part[0].shape[0] for part in parts]
-        hidden_states = torch.cat(
-            [self.qformers[name].finish(rows) for (name, _), rows in zip(slices, context.split(sizes), strict=True)]
-        )
-        if camera_ids is None:  # from camera-major back to scene-major
-            order = torch.arange(features.shape[0], device=features.device).view(len(self.cameras), -1).T.flatten()
-        else:
-            order = torch.cat([rows for _, rows in slices]).argsort()
-        tokens = self.connector(hidden_states)  # (images, tokens, text_hidden), grouped by camera
+        hidden_states, weights, vectors = zip(*outputs, strict=True)  # each grouped by camera
+        sizes = [len(states) for states in hidden_states]
+        tokens = self.connector(torch.cat(hidden_states))  # (images, tokens, text_hidden), grouped by camera
         if self.config.camera_vectors:
-            parts_of = zip(slices, tokens.split(sizes), strict=True)
-            tokens = torch.cat([rows + self.qformers[name].camera_vector for (name, _), rows in parts_of])
-        return tokens[order], weights[order] if output_attentions else None
+            parts = zip(tokens.split(sizes), vectors, strict=True)
+            tokens = torch.cat([part + vector for part, vector in parts])
+        order = self._places(num_images, camera_ids, rows_of)
+        return tokens[order], torch.cat(weights)[order] if output_attentions else None
+
+    def _places(
+        self, num_images: int, camera_ids: torch.Tensor | None, rows_of: dict[str, slice | torch.Tensor]
+    ) -> torch.Tensor:
+        """(images,): where each image is found in what is grouped by camera."""
+        device = self.query_positions.device
+        if camera_ids is None:  # from camera-major back to scene-major
+            return torch.arange(num_images, device=device).view(len(self.cameras), -1).T.flatten()
+        if torch.compiler.is_compiling():
+            return camera_ids * num_images + torch.arange(num_images, device=camera_ids.device)
+        return torch.cat(list(rows_of.values())).argsort()

@@ -100,6 +100,13 @@ def rows_attention_in(config: Any) -> Iterator[None]:
                 config._attn_implementation = before
 
 
+def device_of(model: Any) -> torch.device:
+    """Where a model's inputs go, also while its weights wait on a disk and stand on the meta device."""
+    hook = getattr(model, "_hf_hook", None)
+    device = getattr(hook, "execution_device", None)
+    return torch.device(device) if device is not None else model.device
+
+
 class _Window:
     """Which rows and columns of the row cache the next call of the language model writes and reads."""
 
@@ -126,6 +133,7 @@ class _RowLayer(CacheLayerMixin):
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
         window = self.window
+        key_states, value_states = key_states.to(self.keys.dtype), value_states.to(self.values.dtype)  # autocast
         if isinstance(window.columns, slice):  # the same columns in each row: prompts
             self.keys[window.rows, :, window.columns] = key_states
             self.values[window.rows, :, window.columns] = value_states
@@ -204,7 +212,7 @@ class Rows:
         Returns:
             hidden states (rows, longest, hidden); those of padding mean nothing.
         """
-        device = self.model.device
+        device = device_of(self.model)
         longest = max(map(len, prompts))
         ids = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts], device=device)
         self.window.rows = slice(first, first + len(prompts))
@@ -214,7 +222,7 @@ class Rows:
 
     def advance(self, tokens: Sequence[int], lengths: Sequence[int]) -> torch.Tensor:
         """One more token in each of the first rows; `lengths` are the columns in use. Returns (rows, hidden)."""
-        device = self.model.device
+        device = device_of(self.model)
         columns = torch.tensor(lengths, device=device)
         self.window.rows = slice(0, len(tokens))
         self.window.columns = (torch.arange(len(tokens), device=device), columns)
@@ -226,6 +234,13 @@ class Rows:
         for layer in self.cache.layers:
             for states in (layer.keys, layer.values):
                 states[target, :, :length] = states[source, :, :length]
+
+
+def logits_of(model: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """(…, hidden) → (…, vocab), without the image placeholder: as `generate` does it, it is no part of an answer."""
+    logits = model.lm_head(hidden)
+    logits[..., model.config.image_token_id] = -torch.inf
+    return logits
 
 
 @dataclass
@@ -283,7 +298,7 @@ def decode(
                 answer.columns += 1
 
         # Not argmax: on a CPU it reads bf16 one value at a time.
-        tokens = model.lm_head(hidden).max(-1).indices.tolist()
+        tokens = logits_of(model, hidden).max(-1).indices.tolist()
         for row, token in reversed(list(enumerate(tokens, first))):
             answer = running[row]
             answer.tokens.append(token)

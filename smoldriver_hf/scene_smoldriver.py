@@ -20,8 +20,9 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from .budgets_smoldriver import Budget, parse_budget
 from .chat_smoldriver import TOKENIZING
-from .rows_smoldriver import ATTENTION, Prefix, Rows, decode
+from .rows_smoldriver import ATTENTION, Prefix, Rows, decode, device_of
 
 BATCH_SIZE = 32  # rows decoded side by side; a CPU reads the weights once for all of them
 NEW_TOKENS = 20  # where nothing says how long an answer may be, as in `generate`
@@ -53,7 +54,7 @@ class SmolDriverScene:
 
     Attributes:
         cameras: the cameras in the prompt, in the processor's order.
-        num_queries: budget per camera.
+        num_queries: the budget, one number or one for each camera.
         visual_tokens: {camera: (tokens, text_hidden)}.
         prefix_ids: ids of the shared prompt prefix, from its first token to the last visual one.
         prefix_cache: per layer, its keys and values (1, heads, prefix, head_dim).
@@ -64,7 +65,7 @@ class SmolDriverScene:
         model: Any,
         processor: Any,
         images: Mapping[str, Any],
-        num_queries: int | None = None,
+        num_queries: Budget | str | None = None,
         previous: "SmolDriverScene | None" = None,
     ):
         """See `SmolDriverForConditionalGeneration.encode_scene`; `previous` is the scene that `images` update."""
@@ -75,7 +76,8 @@ class SmolDriverScene:
             raise ValueError(f"a scene needs attn_implementation 'sdpa' in the language model; got {attention!r}")
         self.model = model
         self.processor = processor
-        self.num_queries = processor.num_queries if num_queries is None else num_queries
+        self.device = device_of(model)
+        self.num_queries = processor.num_queries if num_queries is None else parse_budget(num_queries)
         seen = self._look(images)
         kept = {} if previous is None else previous.visual_tokens
         self.visual_tokens: dict[str, torch.Tensor] = {
@@ -94,21 +96,27 @@ class SmolDriverScene:
     def _look(self, images: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """Visual tokens (tokens, text_hidden) of each camera, with one call of the tower."""
         inputs = self.processor(images=dict(images), num_queries=self.num_queries, return_tensors="pt")
-        camera_ids = inputs["camera_ids"].to(self.model.device)
+        camera_ids = inputs["camera_ids"].to(self.device)
+        cameras = [self.processor.cameras[index] for index in camera_ids.tolist()]
+        most = self.processor.num_image_tokens(self.num_queries) * self.processor.queries_per_token
         tokens = self.model.get_image_features(
-            inputs["pixel_values"].to(self.model.device), camera_ids, num_queries=self.num_queries, return_dict=True
-        ).pooler_output  # (images, tokens, text_hidden)
-        return {self.processor.cameras[index]: row for index, row in zip(camera_ids.tolist(), tokens, strict=True)}
+            inputs["pixel_values"].to(self.device), camera_ids, num_queries=most, return_dict=True
+        ).pooler_output  # (images, most tokens, text_hidden), nested: each camera's are the first ones
+        return {camera: row[: self._count(camera)] for camera, row in zip(cameras, tokens, strict=True)}
+
+    def _count(self, camera: str) -> int:
+        """Visual tokens of a camera."""
+        return self.processor.num_image_tokens(self.num_queries, camera)
 
     @torch.inference_mode()
     def _prefill(self, previous: "SmolDriverScene | None", changed: list[str]) -> Prefix:
         """Keys and values of the prefix; what stands before the first changed image comes from `previous`."""
-        model, ids = self.model, torch.tensor(self.prefix_ids, device=self.model.device)
+        model, ids = self.model, torch.tensor(self.prefix_ids, device=self.device)
         places = (ids == self.processor.image_token_id).nonzero().flatten()
         cache, kept = DynamicCache(config=model.config.text_config), 0
         if previous is not None:
             unchanged = min(map(self.cameras.index, changed))  # cameras in front of the first changed one
-            kept = int(places[unchanged * self.processor.num_image_tokens(self.num_queries)])
+            kept = int(places[sum(map(self._count, self.cameras[:unchanged]))])
             # Where that one is new, its label differs from what stood there before.
             while self.prefix_ids[:kept] != previous.prefix_ids[:kept]:
                 kept -= 1
@@ -118,7 +126,7 @@ class SmolDriverScene:
         embeds[places] = torch.cat(list(self.visual_tokens.values())).to(embeds.dtype)
         model.model.language_model(
             inputs_embeds=embeds[None, kept:],
-            position_ids=torch.arange(kept, self.prefix_length, device=model.device)[None],
+            position_ids=torch.arange(kept, self.prefix_length, device=self.device)[None],
             past_key_values=cache,
             use_cache=True,
         )

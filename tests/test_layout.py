@@ -31,7 +31,7 @@ MOST_ARROWS = 74
 MOST_FLOORS = 6
 MOST_LINES_OF_A_FILE = 450
 MOST_LINES_OF_A_FUNCTION = 60
-MOST_LINES = {"smoldriver_hf": 3260, "training": 17050, "hub_export": 3430, "benchmarks": 2980}
+MOST_LINES = {"smoldriver_hf": 3765, "training": 17300, "hub_export": 3450, "benchmarks": 3100}
 LONG_FILES: dict[str, str] = {}
 LONG_FUNCTIONS: dict[str, str] = {}
 # Modules without a test file of their name in the mirrored place, and where they are tested.
@@ -58,6 +58,7 @@ TESTED_IN = {
     "hub_export/prepared.py": "hub_export/test_label.py",
     "smoldriver_hf/__main__.py": "smoldriver_hf/test_command_line.py",
     "smoldriver_hf/adapters.py": "contract/test_adapter.py",
+    "smoldriver_hf/outputs_smoldriver.py": "smoldriver_hf/test_modeling.py",
     "smoldriver_hf/precision_smoldriver.py": "smoldriver_hf/test_loading.py",
     "training/data/tables.py": "training/test_prepare.py",
     "training/distillation/model.py": "training/test_transfer.py",

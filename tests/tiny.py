@@ -93,12 +93,16 @@ def tiny_language_models() -> dict[str, PreTrainedConfig]:
 
 
 def tiny_config(vision_config=None, text_config=None, projector_config=None, **changes) -> SmolDriverConfig:
+    """With the labels that `tiny_processor` writes, as `training.assemble` notes them."""
+    cameras = changes.get("cameras", CAMERAS)
+    names = [name for name in cameras if isinstance(name, str)] if isinstance(cameras, list | tuple) else []
+    labels = {name: tiny_tokenizer()(f"{name}: ")["input_ids"] for name in names}
     return SmolDriverConfig(
         vision_config=vision_config or tiny_vision_config(),
         projector_config=projector_config
         or SmolDriverProjectorConfig(hidden_size=32, num_attention_heads=2, intermediate_size=64),
         text_config=text_config or tiny_text_config(),
-        **{"max_queries": 8, "image_token_id": SPECIAL_TOKENS.index("<image>"), **changes},
+        **{"max_queries": 8, "image_token_id": SPECIAL_TOKENS.index("<image>"), "camera_labels": labels, **changes},
     )
 
 

@@ -4,6 +4,10 @@
     python -m training.assemble --vision facebook/dinov2-small --text HuggingFaceTB/SmolLM2-135M-Instruct \\
         --image_size 224 --output_dir outputs/initial
 
+    # pictures of 16:9 as they are, 9 × 16 patches of 14 pixels, rather than squeezed into the tower's square
+    python -m training.assemble --vision facebook/dinov2-small --text HuggingFaceTB/SmolLM2-135M-Instruct \\
+        --image_size 126 224 --output_dir outputs/wide
+
     # SmolVLM with its tower replaced; language model, head, tokenizer and chat tokens are kept,
     # with pixel_shuffle the connector too. Without --vision its own tower is kept.
     python -m training.assemble --smolvlm HuggingFaceTB/SmolVLM2-2.2B-Instruct \\
@@ -77,9 +81,15 @@ class AssembleArguments:
     projector_hidden_size: int | None = field(
         default=None, metadata={"help": "Width of the Q-Formers; default: the tower's."}
     )
-    image_size: int | None = field(default=None, metadata={"help": "Side in pixels; default: the tower's own."})
+    image_size: list[int] | None = field(
+        default=None, metadata={"help": "Side, or height and width, in pixels; default: the tower's own square."}
+    )
     dtype: str = field(default="float32", metadata={"help": "float32 or bfloat16, of the saved weights."})
     seed: int = field(default=0, metadata={"help": "Of the projector's initial weights."})
+
+    def __post_init__(self) -> None:
+        if isinstance(self.image_size, list) and len(self.image_size) == 1:
+            self.image_size = self.image_size[0]  # type: ignore[assignment]  # one side, as a configuration has it
 
 
 def load_tower(name: str, config: PreTrainedConfig, layers: int | None = None) -> torch.nn.Module:
@@ -221,7 +231,7 @@ def config_for(args: AssembleArguments, vision_config: Any, source: Any, image_t
     if smolvlm_config is not None:
         own_vision = smolvlm_config.vision_config
         max_queries = (own_vision.image_size // own_vision.patch_size) ** 2
-    image_size = args.image_size
+    image_size: Any = args.image_size
     if image_size is None and args.offline and not args.vision:
         image_size = OFFLINE_IMAGE_SIZE
     return SmolDriverConfig(
@@ -311,7 +321,9 @@ def assemble(args: AssembleArguments) -> tuple[SmolDriverForConditionalGeneratio
     model.tie_weights()
     model.to(dtype_named(args.dtype))
     model.generation_config = generation_config_for(tokenizer)
-    return model, processor_for(config, tokenizer, pixel_settings)
+    processor = processor_for(config, tokenizer, pixel_settings)
+    model.config.camera_labels = processor.camera_labels()
+    return model, processor
 
 
 STAGE = Stage(start="smolvlm", inputs=("smolvlm", "vision", "text"))

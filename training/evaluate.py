@@ -39,6 +39,7 @@ import peft
 import torch
 import transformers
 
+from smoldriver_hf.budgets_smoldriver import argument
 from smoldriver_hf.default import fetch_default
 from training.data.rig import Rig
 from training.data.rows import Rows, load_rows, read_dataset_info
@@ -83,7 +84,9 @@ class EvaluateArguments:
     )
     severities: list[int] = field(default_factory=lambda: [1, 3, 5], metadata={"help": "Of corruptions, 1 to 5."})
     budgets: list[int] = field(default_factory=list, metadata={"help": "Sighted with so many queries per camera too."})
-    num_queries: int | None = field(default=None, metadata={"help": "Queries per camera; default: the SmolDriver's."})
+    num_queries: int | str | None = field(
+        default=None, metadata={"help": "Queries per camera, or CAM_FRONT=16,CAM_BACK=2; default: the SmolDriver's."}
+    )
     cameras: list[str] | None = field(default=None, metadata={"help": "Cameras to show; default: all there are."})
     image_splitting: bool = field(default=False, metadata={"help": "Show a SmolVLM tiles, as it ships."})
     load_in_4bit: bool = field(default=False, metadata={"help": "The language model in NF4."})
@@ -100,6 +103,7 @@ class EvaluateArguments:
         for name, least in (("max_new_tokens", 1), ("batch_size", 1), ("resamples", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}; got {getattr(self, name)}")
+        self.num_queries = argument(self.num_queries)
 
 
 def asked_controls(

@@ -2,14 +2,14 @@
 
     python -m hub_export serve transformers outputs/smoldriver --port 8000
 
-The request names each image's camera beside its URL; images without a name are taken in the model's camera order:
+The request names each image's camera beside its URL; without any name they are all of the model's cameras in order:
 
     {"model": "outputs/smoldriver", "max_tokens": 64, "messages": [{"role": "user", "content": [
         {"type": "image_url", "camera": "CAM_BACK", "image_url": {"url": "data:image/jpeg;base64,..."}},
         {"type": "text", "text": "Is there a car behind the ego car?"}]}]}
 
-A request for another budget adds `"chat_template_kwargs": {"processor_kwargs": {"num_queries": 16}}`. Needs the
-packages of the extra `serve`.
+A request for another budget adds `"chat_template_kwargs": {"processor_kwargs": {"num_queries": 16}}`, or in place of
+16 `{"CAM_FRONT": 16, "CAM_BACK": 2}`. Needs the packages of the extra `serve`.
 
 What clients may send, `gate.py` says: pictures as data: URLs, `--allow_urls HOST` for others, one for each camera, in
 requests of at most `--max_request_mb`. It serves this one model: what would load another is closed. An error is

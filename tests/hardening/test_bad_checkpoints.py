@@ -120,9 +120,10 @@ def test_weights_that_are_no_numbers(checkpoint, name, value, precision):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"cameras": RENAMED}, "has cameras=.*CAM_ROOF.*but the processor has .*CAM_BACK"),
+        ({"cameras": RENAMED}, "camera_labels tells of CAM_BACK, but cameras are .*CAM_ROOF"),
         ({"cameras": [*CAMERAS[::-1]]}, "has cameras=.*but the processor has"),
-        ({"cameras": [*CAMERAS[:5]]}, "has cameras=.*but the processor has"),
+        ({"cameras": [*CAMERAS[:5]]}, "camera_labels tells of CAM_BACK_RIGHT, but cameras are"),
+        ({"cameras": RENAMED, "camera_labels": None}, "has cameras=.*CAM_ROOF.*but the processor has .*CAM_BACK"),
         ({"cameras": [*CAMERAS, "CAM_ROOF"]}, "has cameras=.*but the processor has"),
         ({"cameras": "CAM_FRONT"}, "cameras must be a list of names"),
         ({"cameras": 6}, "cameras must be a list of names; got 6"),
@@ -166,7 +167,7 @@ def test_settings_that_do_not_describe_the_weights(checkpoint, changes, message)
 
 
 def test_cameras_renamed_in_all_settings(checkpoint):
-    change_settings(checkpoint, {"cameras": RENAMED})
+    change_settings(checkpoint, {"cameras": RENAMED, "camera_labels": None})  # as before there were labels
     change_settings(checkpoint, {"cameras": RENAMED}, "processor_config.json")
     refused(checkpoint, "unknown camera CAM_ROOF; this model knows .*CAM_BACK")
     template = checkpoint / "chat_template.jinja"

@@ -14,14 +14,16 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
     AutoProcessor,
     pipeline,
 )
 
 import smoldriver_hf
-from smoldriver_hf import CAMERAS
+from smoldriver_hf import CAMERAS, SmolDriverConfig
 
-ENTRIES = {"AutoConfig", "AutoModel", "AutoModelForImageTextToText", "AutoImageProcessor", "AutoProcessor"}
+ENTRIES = {"AutoConfig", "AutoModel", "AutoImageProcessor", "AutoProcessor"}
+ENTRIES |= {"AutoModelForImageTextToText", "AutoModelForMultimodalLM"}
 
 # What the clean process runs: no package on its path, nothing cached, no network.
 SCRIPT = """
@@ -98,7 +100,7 @@ def checkpoint(tmp_path_factory):
     return folder, model, processor
 
 
-def test_the_folder_holds_its_code_and_all_five_entries(checkpoint):
+def test_the_folder_holds_its_code_and_all_entries(checkpoint):
     folder, *_ = checkpoint
     assert set(json.loads((folder / "config.json").read_text())["auto_map"]) == ENTRIES
     for file in ("configuration", "modeling", "projector", "scene", "processing", "image_processing"):
@@ -160,6 +162,20 @@ def test_pipeline(checkpoint):
     other = [{"role": "user", "content": [*content[:1], {"type": "text", "text": "Is it safe?"}]}]
     batch = ask(text=[messages, other], generate_kwargs=options, return_full_text=False, batch_size=1)
     assert [row[0]["generated_text"] for row in batch][0] == answer
+
+
+def test_the_multimodal_door(checkpoint):
+    """What the pipeline "any-to-any" loads; the pipeline itself needs torchvision."""
+    folder, model, processor = checkpoint
+    loaded = AutoModelForMultimodalLM.from_pretrained(folder)
+    assert type(loaded) is type(model)
+    inputs = processor(images=scene(), text="Is it safe?", return_tensors="pt")
+    assert torch.equal(loaded.generate(**inputs, max_new_tokens=4), model.generate(**inputs, max_new_tokens=4))
+
+
+def test_checkpoints_of_before_get_the_new_entries():
+    old = {name: entry for name, entry in SmolDriverConfig().auto_map.items() if name != "AutoModelForMultimodalLM"}
+    assert set(SmolDriverConfig(auto_map=old).auto_map) == ENTRIES
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

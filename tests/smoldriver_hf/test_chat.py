@@ -1,5 +1,7 @@
 """Prompts: every turn format, ids as generation sees them, and what a user writes stays text."""
 
+import base64
+import io
 import re
 
 import jinja2
@@ -11,6 +13,7 @@ from tiny import SPECIAL_TOKENS, picture, scene, tiny_image_processor, tiny_proc
 from transformers import AddedToken
 
 from smoldriver_hf import CAMERAS, SmolDriverProcessor
+from smoldriver_hf.chat_smoldriver import camera_before
 
 IMAGE = SPECIAL_TOKENS.index("<image>")
 TEMPLATES = {
@@ -174,8 +177,9 @@ def check_question_is_text(processor, question):
     assert torch.equal(direct["pixel_values"], plain["pixel_values"])
     assert_same(chat(processor, [message(*images.items(), question)]), direct)
     if processor.image_token not in question:  # beside a list a placeholder makes it a prompt
-        listed = processor(images=list(images.values()), text=question, return_tensors="pt")
-        assert control_ids(processor, listed["input_ids"][0]) == expected
+        listed = processor(images=list(scene().values()), text=question, return_tensors="pt")
+        named = processor(images=scene(), text="Is it safe?", return_tensors="pt")
+        assert control_ids(processor, listed["input_ids"][0]) == control_ids(processor, named["input_ids"][0])
     head, tail = text_of(processor, plain).split("Is it safe?")
     whole = text_of(processor, direct)
     assert whole.startswith(head) and whole.endswith(tail)
@@ -283,3 +287,90 @@ def test_bad_messages():
         processor.apply_chat_template([{"role": "root", "content": "Q"}])
     with pytest.raises(ValueError, match="once per sample"):
         chat(processor, [message(("CAM_BACK", picture()), ("CAM_BACK", picture()), "Q")])
+
+
+# Whose image it is
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CAM_BACK: ",
+        "cam_back: ",
+        "CAM_BACK:",
+        "CAM_BACK:\n",
+        "[camera: CAM_BACK] ",
+        "[Camera: cam_back]\n",
+        "<CAM_BACK> ",
+        "USER: CAM_BACK: ",
+        "<|im_start|>user\nCam Back: ",
+        "What is there?\nCAM_BACK: <fake_token_around_image><global-img>",
+        "Not CAM_FRONT, but (CAM_BACK) ",
+    ],
+)
+def test_labels_in_any_writing_name_the_camera(text):
+    processor = tiny_processor()
+    assert camera_before(text, CAMERAS) == "CAM_BACK"
+    inputs = processor(images=[picture(1)], text=f"{text}<image>\nIs it safe?", return_tensors="pt")
+    assert inputs["camera_ids"].tolist() == [4]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "USER: ", "<|im_start|>user\n", "Image 1: ", "\n", "Look at this car. ", "Picture:\n"]
+)
+def test_what_names_no_camera(text):
+    assert camera_before(text, CAMERAS) == ""
+    processor = tiny_processor()
+    with pytest.raises(ValueError, match="images without cameras' names"):
+        processor(images=[picture(1)], text=f"{text}<image>\nIs it safe?")
+    prompt = "\n".join(f"{text}<image>" for _ in CAMERAS)
+    assert processor(images=list(scene().values()), text=prompt)["camera_ids"].tolist() == list(range(6))
+
+
+@pytest.mark.parametrize(
+    "text", ["back: ", "CAM_TOP: ", "[Rear camera] ", "What about CAM_BACK? ", "CAM_BACK (rear view of it): "]
+)
+def test_names_that_may_mean_a_camera_are_refused(text):
+    with pytest.raises(ValueError, match="unknown camera|the camera of the image"):
+        camera_before(text, CAMERAS)
+
+
+def openai(camera, inside: bool = False) -> dict:
+    """An image part as OpenAI's clients write it, with the camera beside or inside."""
+    buffer = io.BytesIO()
+    picture(3).save(buffer, "PNG")
+    url = {"url": "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()}
+    named = {} if camera is None else {"camera": camera}
+    return {"type": "image_url", "image_url": url | (named if inside else {}), **({} if inside else named)}
+
+
+def test_openais_parts_keep_their_camera():
+    processor = tiny_processor()
+    for inside in (False, True):
+        parts = [openai("CAM_BACK", inside), openai("CAM_FRONT", inside), {"type": "text", "text": "Q?"}]
+        inputs = chat(processor, [{"role": "user", "content": parts}])
+        assert_same(inputs, chat(processor, [message(("CAM_BACK", picture(3)), ("CAM_FRONT", picture(3)), "Q?")]))
+    rendered = processor.tokenizer.apply_chat_template(
+        [{"role": "user", "content": [openai("CAM_BACK")]}], chat_template=processor.chat_template, tokenize=False
+    )
+    assert "CAM_BACK: <image>" in rendered  # by engines that render the template on their own
+
+
+@pytest.mark.parametrize("cameras", [[None], ["CAM_BACK", None], [None] * 5, [None, *CAMERAS[1:]]])
+@pytest.mark.parametrize("kind", [openai, lambda camera: message((camera, picture()))["content"][0]])
+def test_conversations_name_all_cameras_or_show_all_in_order(cameras, kind):
+    processor = tiny_processor()
+    messages = [{"role": "user", "content": [*map(kind, cameras), {"type": "text", "text": "Q?"}]}]
+    with pytest.raises(ValueError, match="images without a camera are all of"):
+        processor.apply_chat_template(messages)
+    with pytest.raises(jinja2.TemplateError, match="an image without a camera"):
+        processor.tokenizer.apply_chat_template(messages, chat_template=processor.chat_template, tokenize=False)
+
+
+def test_a_conversation_without_images_beside_another():
+    processor = tiny_processor()
+    conversations = [[message("What is a car?")], [message(("CAM_BACK", picture()), "Q?")]]
+    inputs = chat(processor, conversations)
+    assert inputs["camera_ids"].tolist() == [4]
+    alone = chat(processor, conversations[:1])
+    assert inputs["input_ids"][0][inputs["attention_mask"][0].bool()].tolist() == alone["input_ids"][0].tolist()

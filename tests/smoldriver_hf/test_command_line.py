@@ -42,6 +42,22 @@ def test_folder_gives_every_camera_its_own_file(frame):
     )
 
 
+def test_names_in_any_case_and_files_without_one(tmp_path, capsys):
+    for number, name in enumerate(["cam_front", "Cam_Back", "x-CAM_FRONT_LEFT-1", "map", "cam_front_lower"]):
+        picture(number).save(tmp_path / f"{name}.png")
+    images = named_images([], tmp_path, list(CAMERAS))
+    assert {camera: Path(file).stem for camera, file in images.items()} == {
+        "CAM_FRONT": "cam_front",
+        "CAM_BACK": "Cam_Back",
+        "CAM_FRONT_LEFT": "x-CAM_FRONT_LEFT-1",
+    }
+    left_out = capsys.readouterr().err.splitlines()
+    assert [line.rsplit("/", 1)[1] for line in left_out] == ["cam_front_lower.png", "map.png"]
+    assert named_images([f"cam_back={tmp_path / 'map.png'}"], None, list(CAMERAS)) == {
+        "CAM_BACK": f"{tmp_path / 'map.png'}"
+    }
+
+
 def test_answers_come_as_json_lines(checkpoint, frame, capsys):
     status = main(
         ["ask", "--checkpoint", str(checkpoint), "--folder", str(frame), "--json", "--num_queries", "2"]

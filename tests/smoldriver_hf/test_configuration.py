@@ -31,13 +31,14 @@ def test_sub_configs_survive_save_and_load(tower, language_model, tmp_path):
     assert loaded.num_queries == 3 and loaded.max_queries == 8
 
 
-def test_saved_folder_names_all_five_auto_classes(tmp_path):
+def test_saved_folder_names_all_auto_classes(tmp_path):
     tiny_config().save_pretrained(tmp_path)
     auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
     assert set(auto_map) == {
         "AutoConfig",
         "AutoModel",
         "AutoModelForImageTextToText",
+        "AutoModelForMultimodalLM",
         "AutoImageProcessor",
         "AutoProcessor",
     }
@@ -46,7 +47,8 @@ def test_saved_folder_names_all_five_auto_classes(tmp_path):
 def test_dicts_and_objects_give_the_same_configuration():
     config = tiny_config()
     dicts = {name: getattr(config, name).to_dict() for name in ("vision_config", "projector_config", "text_config")}
-    assert SmolDriverConfig(**dicts, max_queries=8, image_token_id=3).to_dict() == config.to_dict()
+    same = {name: getattr(config, name) for name in ("max_queries", "image_token_id", "camera_labels")}
+    assert SmolDriverConfig(**dicts, **same).to_dict() == config.to_dict()
 
 
 def test_no_two_configurations_share_a_part():

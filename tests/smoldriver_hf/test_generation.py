@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from tiny import lively, picture, scene, tiny_inputs, tiny_language_models, tiny_model, tiny_processor
+from transformers import GenerationConfig
 
 from smoldriver_hf import CAMERAS, SmolDriverProjectorConfig
 
@@ -159,3 +160,46 @@ def test_the_documented_one_liner_runs():
     assert model(**inputs).logits.shape[:2] == inputs["input_ids"].shape
     answer = model.generate(**inputs, max_new_tokens=3)
     assert isinstance(processor.decode(answer[0], skip_special_tokens=True), str)
+
+
+def test_the_callers_longest_length_counts():
+    """A checkpoint's own `max_new_tokens` is for callers who say nothing."""
+    model = lively(tiny_model())
+    inputs = tiny_inputs(model)
+    length = inputs["input_ids"].shape[1]
+    model.generation_config.max_new_tokens = 6
+    model.generation_config.eos_token_id = None
+    assert model.generate(**inputs).shape[1] == length + 6
+    assert model.generate(**inputs, max_length=length + 2).shape[1] == length + 2
+    given = GenerationConfig(max_length=length + 3, pad_token_id=0)
+    assert model.generate(**inputs, generation_config=given).shape[1] == length + 3
+    assert model.generate(**inputs, max_length=length + 2, max_new_tokens=4).shape[1] == length + 4
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+@pytest.mark.parametrize("num_queries", [None, 4, {"CAM_BACK": 5}], ids=["all", "enough", "each"])
+def test_encoder_outputs_in_place_of_images(beams, num_queries):
+    """What was encoded at a larger budget serves a smaller one."""
+    model = lively(tiny_model())
+    inputs = tiny_inputs(model, ["CAM_BACK", "CAM_FRONT"], batch=2)
+    encoded = model.get_image_features(
+        inputs["pixel_values"], inputs["camera_ids"], num_queries=num_queries, return_dict=True
+    )
+    text = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    torch.testing.assert_close(
+        model(**text, mm_encoder_outputs={"image": encoded}).logits, model(**inputs).logits, atol=1e-4, rtol=1e-4
+    )
+    wanted = model.generate(**inputs, **GREEDY, num_beams=beams)
+    assert torch.equal(
+        model.generate(**text, mm_encoder_outputs={"image": encoded}, **GREEDY, num_beams=beams), wanted
+    )
+
+
+def test_encoder_outputs_that_do_not_fit():
+    model = tiny_model()
+    inputs = tiny_inputs(model)
+    encoded = {"image": model.get_image_features(inputs["pixel_values"], num_queries=2, return_dict=True)}
+    with pytest.raises(ValueError, match="either images or mm_encoder_outputs"):
+        model(**inputs, mm_encoder_outputs=encoded)
+    with pytest.raises(ValueError, match=r"runs of \[4, 4, 4, 4, 4, 4\] placeholders for 2 visual tokens each"):
+        model(input_ids=inputs["input_ids"], mm_encoder_outputs=encoded)

@@ -1,10 +1,13 @@
 """Every kind of image becomes the same upright RGB picture; what is no image is refused with one clear error."""
 
 import base64
+import http.server
 import io
 import os
 import struct
+import threading
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +109,54 @@ def test_sixteen_bits_are_scaled_not_clipped(mode, tmp_path):
         image.save(tmp_path / "deep.png")
         assert pixels(tmp_path / "deep.png")[..., 0].tolist() == expected
         assert pixels(str(tmp_path / "deep.png"))[..., 2].tolist() == expected
+
+
+def test_twelve_bits_in_sixteen_are_scaled_by_their_range(tmp_path):
+    """As cars' cameras write them: by 16 bits they would be all but black."""
+    values = np.array([[0, 16, 2048, 4095]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    for source in (tmp_path / "deep.png", Image.open(tmp_path / "deep.png"), values, torch.from_numpy(values)):
+        assert pixels(source)[0, :, 0].tolist() == [0, 1, 128, 255]
+    deeper = np.array([[0, 16, 2048, 4096]], np.uint16)  # one is above 12 bits
+    assert pixels(deeper)[0, :, 0].tolist() == [0, 0, 8, 16]
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def address(tmp_path):
+    """Of a server that gives the files of `tmp_path`."""
+    handler = partial(QuietHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("mode", ["I;16", "RGBA", "LA", "L", "CMYK", "turned"])
+def test_a_picture_behind_a_url_is_that_of_the_file(mode, tmp_path, address):
+    name, options = "picture.tiff" if mode == "CMYK" else "picture.png", {}
+    if mode == "I;16":
+        image = Image.fromarray(np.linspace(0, 40000, 24 * 16).reshape(16, 24).astype(np.uint16))
+    elif mode == "turned":
+        image, exif = picture(size=(24, 16)), Image.Exif()
+        exif[0x0112], options = 6, {"exif": exif}
+    else:
+        image = picture(size=(24, 16)).convert(mode)
+        if mode in ("RGBA", "LA"):
+            image.putalpha(60)
+    image.save(tmp_path / name, **options)
+    assert np.array_equal(pixels(f"{address}/{name}"), pixels(tmp_path / name))
+
+
+def test_urls_without_a_picture_are_refused(tmp_path, address):
+    (tmp_path / "page.html").write_text("<html>")
+    for url in (f"{address}/page.html", f"{address}/nothing.png", "http://127.0.0.1:9/picture.png"):
+        with pytest.raises(ValueError, match="image of type str"):
+            pixels(url)
 
 
 def test_arrays_and_tensors_of_any_layout():

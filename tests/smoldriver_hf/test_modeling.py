@@ -7,13 +7,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import (
     lively,
+    scene,
     tiny_config,
     tiny_inputs,
     tiny_language_models,
     tiny_model,
+    tiny_processor,
     tiny_towers,
 )
 from torch import nn
+from transformers import initialization as init
 
 from smoldriver_hf import CAMERAS, SmolDriverForConditionalGeneration, SmolDriverModel
 from smoldriver_hf.configuration_smoldriver import SmolDriverProjectorConfig
@@ -22,6 +25,7 @@ TOWERS, LANGUAGE_MODELS = tiny_towers(), tiny_language_models()
 PARTS = [*({"vision_config": tower} for tower in TOWERS.values())]
 PARTS += [{"text_config": text} for text in LANGUAGE_MODELS.values()]
 SQUARE = SmolDriverProjectorConfig(hidden_size=32, num_attention_heads=2, intermediate_size=64, scale_factor=2)
+VECTORS = SmolDriverProjectorConfig(hidden_size=32, num_attention_heads=2, intermediate_size=64, camera_vectors=True)
 PARTS += [
     {"key_source": "position"},
     {"connector": "pixel_shuffle", "max_queries": 16, "projector_config": SQUARE},
@@ -427,7 +431,7 @@ def test_an_image_cannot_reach_into_the_next_sample():
     ids = inputs["input_ids"]
     ids[0, (ids[0] == image).nonzero()[-1]] = 40
     ids[1, -1] = image  # eight placeholders as before, but three in one sample and five in the other
-    with pytest.raises(ValueError, match=r"whole images of 2 placeholders each; got \[3, 5\]"):
+    with pytest.raises(ValueError, match="got 8 placeholders for 4 images, in 5 runs"):
         model(**inputs)
 
 
@@ -443,3 +447,67 @@ def test_a_model_without_a_placeholder_id_says_so():
     inputs = tiny_inputs(tiny_model())
     with pytest.raises(ValueError, match="image_token_id is not set"):
         model(**inputs)
+
+
+def test_position_tables_are_there_without_initialisation():
+    with init.no_init_weights():
+        bare = SmolDriverForConditionalGeneration(tiny_config())
+    for name, buffer in tiny_model().model.multi_modal_projector.named_buffers():
+        assert torch.equal(bare.model.multi_modal_projector.get_buffer(name), buffer)
+
+
+def test_attentions_as_the_configuration_asks():
+    model = lively(tiny_model())
+    model.set_attn_implementation("eager")
+    inputs = tiny_inputs(model)
+    assert model(**inputs).attentions is None
+    model.config.output_attentions = True
+    model.config.output_hidden_states = True
+    outputs = model(**inputs)
+    assert len(outputs.attentions) == 2 and len(outputs.hidden_states) == 3
+    seen = model.get_image_features(inputs["pixel_values"], inputs["camera_ids"], return_dict=True)
+    assert seen.qformer_attentions.shape == (6, 2, 8, 16) and len(seen.attentions) == 2
+    assert model(**inputs, output_attentions=False).attentions is None
+
+
+@pytest.mark.parametrize("part", ["model.vision_tower", "model.multi_modal_projector", "model.language_model"])
+def test_any_part_may_wait_on_a_disk(part, tmp_path):
+    processor, plain = tiny_processor(), lively(tiny_model(projector_config=VECTORS))
+    plain.save_pretrained(tmp_path / "model")
+    parts = ("model.vision_tower", "model.multi_modal_projector", "model.language_model", "lm_head")
+    where = dict.fromkeys(parts, "cpu") | {part: "disk"} | ({"lm_head": "disk"} if part == parts[2] else {})
+    model = SmolDriverForConditionalGeneration.from_pretrained(
+        tmp_path / "model", device_map=where, offload_folder=str(tmp_path / "waiting")
+    ).eval()
+    assert any(weight.is_meta for weight in model.get_submodule(part).parameters())
+    inputs = processor(images=scene(), text="Why?", return_tensors="pt")
+    options = {"max_new_tokens": 4, "do_sample": False}
+    assert torch.equal(model.generate(**inputs, **options), plain.generate(**inputs, **options))
+    answers = [
+        one.encode_scene(scene(), processor).ask_all(["Why?", "And so?"], max_new_tokens=4) for one in (model, plain)
+    ]
+    assert answers[0] == answers[1]
+
+
+def test_a_scene_under_autocast():
+    model, processor = lively(tiny_model()), tiny_processor()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        answers = model.encode_scene(scene(), processor).ask_all(["Why?", "Is it safe to brake?"], max_new_tokens=4)
+    assert all(answer.error is None and answer.token_ids for answer in answers)
+
+
+def test_a_head_that_training_untied_is_said_to_be_untied(tmp_path):
+    model = tiny_model()
+    assert model.config.to_dict()["text_config"]["tie_word_embeddings"]
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach() + 1)
+    model.config.tie_word_embeddings = False  # as peft does it
+    model.save_pretrained(tmp_path)
+    loaded = SmolDriverForConditionalGeneration.from_pretrained(tmp_path)
+    assert not loaded.config.tie_word_embeddings and not loaded.config.text_config.tie_word_embeddings
+    assert torch.equal(loaded.lm_head.weight, loaded.get_input_embeddings().weight + 1)
+
+
+def test_the_head_has_a_plan_for_tensor_parallelism():
+    model = tiny_model()
+    assert model.supports_tp_plan and "lm_head" in model._tp_plan
+    assert any("q_proj" in name for name in model._tp_plan)

@@ -75,23 +75,23 @@ def test_moved_labels_change_what_the_model_sees():
     assert (first - second).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("count", [1, 2, 6])
-def test_a_plain_list_is_in_the_order_of_the_cameras(count):
-    processor = tiny_processor()
-    images = list(scene().values())[:count]
-    named = processor(images=dict(zip(CAMERAS, images, strict=False)), text="Safe?", return_tensors="pt")
+@pytest.mark.parametrize("cameras", [CAMERAS, ("CAM_BACK",)], ids=len)
+def test_a_plain_list_is_all_cameras_in_order(cameras):
+    processor = tiny_processor(tiny_config(cameras=list(cameras)))
+    images = list(scene(0, cameras).values())
+    named = processor(images=scene(0, cameras), text="Safe?", return_tensors="pt")
     for layout in (images, tuple(images), [images]):
         assert_same(processor(images=layout, text="Safe?", return_tensors="pt"), named)
-    if count == 1:
+    if len(cameras) == 1:
         assert_same(processor(images=images[0], text="Safe?", return_tensors="pt"), named)
 
 
 def test_a_batch_may_mix_dicts_and_lists_and_cameras():
     processor = tiny_processor()
-    samples = [{"CAM_BACK": picture(1)}, [picture(2), picture(3)], scene(4)]
+    samples = [{"CAM_BACK": picture(1)}, list(scene(2).values()), {"CAM_FRONT": picture(2), "CAM_BACK": picture(3)}]
     inputs = processor(images=samples, text=["One?", "Two, longer?", "Three?"], num_queries=2, return_tensors="pt")
-    assert inputs["camera_ids"].tolist() == [4, 0, 1, 0, 1, 2, 3, 4, 5]
-    assert (inputs["input_ids"] == IMAGE).sum(-1).tolist() == [2, 4, 12]
+    assert inputs["camera_ids"].tolist() == [4, 0, 1, 2, 3, 4, 5, 1, 4]
+    assert (inputs["input_ids"] == IMAGE).sum(-1).tolist() == [2, 12, 4]
     for row, (sample, question) in enumerate(zip(samples, ["One?", "Two, longer?", "Three?"], strict=True)):
         single = processor(images=sample, text=question, num_queries=2, return_tensors="pt")
         assert text_of(processor, inputs, row) == text_of(processor, single)
@@ -121,10 +121,13 @@ def test_chat_parts_in_any_order_keep_their_cameras():
     assert "Behind\nCAM_BACK: <image>\nand ahead\nCAM_FRONT: <image>\n?" in text_of(processor, inputs)
 
 
-def test_chat_parts_without_a_camera_are_taken_in_order():
+def test_chat_parts_without_a_camera_are_all_in_order():
     processor = tiny_processor()
-    inputs = chat(processor, [message((None, picture(1)), (None, picture(2)), "Safe?")])
-    assert inputs["camera_ids"].tolist() == [0, 1]
+    images = scene().values()
+    assert_same(
+        chat(processor, [message(*((None, image) for image in images), "Safe?")]),
+        chat(processor, [message(*scene().items(), "Safe?")]),
+    )
 
 
 def test_a_batch_of_conversations():
@@ -177,6 +180,12 @@ def test_serving_engines_learn_the_number_of_tokens():
     assert processor.replace_image_token(inputs, 0) == "<image>" * 8
     assert (inputs["input_ids"] == processor.image_token_id).sum() == 6 * data.num_image_tokens[0]
     assert len(inputs["pixel_values"]) == len(inputs["camera_ids"])  # one row per image
+
+
+def test_engines_may_pass_empty_lists_of_other_media():
+    processor = tiny_processor()
+    plain = processor(images=scene(), text="Q?", return_tensors="pt")
+    assert_same(processor(images=scene(), text="Q?", videos=[], audio=[], return_tensors="pt"), plain)
 
 
 def test_the_default_budget_is_the_processors():
@@ -277,7 +286,17 @@ def test_a_plain_prompt_beside_a_dict_is_a_question_and_is_warned_about(caplog):
         ({"images": [], "text": "Q"}, "at least one camera image, got none"),
         ({"images": [[]], "text": "Q"}, "at least one camera image, got none"),
         ({"images": [{}], "text": ["Q"]}, "at least one camera image, got none"),
-        ({"images": [scene(), {}], "text": ["Q", "R"]}, "sample 1: expected at least one camera image"),
+        ({"images": [{}, []], "text": ["Q", "R"]}, "at least one camera image, got none"),
+        ({"images": [scene(), {}], "text": ["Q", "<image>"]}, "sample 1: the text has 1 <image> but no image"),
+        ({"images": [picture()] * 5, "text": "Q"}, "5 images without cameras' names"),
+        ({"images": picture(), "text": "Q"}, "1 images without cameras' names"),
+        ({"images": [[picture()], scene()], "text": ["Q", "R"]}, "sample 0: 1 images without cameras' names"),
+        ({"images": [picture()], "text": "USER: <image>\nQ ASSISTANT:"}, "1 images without cameras' names"),
+        ({"images": [picture()] * 6, "text": "front left: <image>" * 6}, "unknown camera 'front left'"),
+        ({"images": [picture()], "text": "What about CAM_BACK? <image>"}, "is CAM_BACK the camera of the image"),
+        ({"images": scene(), "text": "Q", "num_queries": {"CAM_TOP": 2}}, "unknown camera 'CAM_TOP'"),
+        ({"images": scene(), "text": "Q", "num_queries": {"CAM_BACK": 9}}, "integer from 1 to 8 .* got 9"),
+        ({"images": scene(), "text": "Q", "num_queries": [2, 4]}, "one budget for each sample; got 2 for 1"),
         ({"images": [picture()] * 7, "text": "Q"}, "at most 6 images, one per camera; got 7"),
         ({"images": scene(), "text": ["Q", "R"]}, "one set of images per text; got 1 sets for 2 texts"),
         ({"images": [scene()] * 2, "text": "Q"}, "one set of images per text; got 2 sets for 1 texts"),
@@ -288,7 +307,7 @@ def test_a_plain_prompt_beside_a_dict_is_a_question_and_is_warned_about(caplog):
         ({"images": [picture()] * 2, "text": "<image> Q"}, "1 <image> placeholders for 2 images; expected one each"),
         ({"images": [picture()], "text": "<image><image> Q"}, "2 <image> placeholders for 1 images"),
         ({"images": [picture()] * 2, "text": "CAM_BACK: <image>\nCAM_BACK: <image>"}, "once per sample; got"),
-        ({"images": [picture()] * 2, "text": "CAM_BACK: <image>\nUser: <image>"}, "some do not.*'User'"),
+        ({"images": [picture()] * 2, "text": "CAM_BACK: <image>\nUser: <image>"}, "some do not.*''"),
         ({"images": [picture()], "text": "CAM_BAKC: <image>"}, "unknown camera 'CAM_BAKC'"),
         (
             {"images": {"CAM_BACK": picture()}, "text": RenderedPrompt("CAM_FRONT: <image>")},
@@ -309,7 +328,7 @@ def test_a_plain_prompt_beside_a_dict_is_a_question_and_is_warned_about(caplog):
         ({"images": {"CAM_BACK": [picture(), picture()]}, "text": "Q"}, "CAM_BACK: expected one image, got 2"),
         ({"images": {"CAM_BACK": torch.zeros(2, 3, 8, 8)}, "text": "Q"}, "CAM_BACK: expected one image, got 2"),
         ({"images": {"CAM_BACK": []}, "text": "Q"}, "CAM_BACK: expected at least one image"),
-        ({"images": 3, "text": "Q"}, "CAM_FRONT_LEFT: image of type int"),
+        ({"images": [3] * 6, "text": "Q"}, "CAM_FRONT_LEFT: image of type int"),
         ({"images": scene(), "text": "Q", "videos": [1]}, "images and text; got videos or audio"),
         ({"images": scene(), "text": "Q", "audio": [1]}, "images and text; got videos or audio"),
         ({"images": {1: picture()}, "text": "Q"}, "unknown camera 1"),

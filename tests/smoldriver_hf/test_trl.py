@@ -9,10 +9,10 @@ import pytest
 import torch
 from datasets import Dataset
 from tiny import lively, picture, scene, tiny_model, tiny_processor
-from trl import SFTConfig, SFTTrainer
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer, SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
-from smoldriver_hf import CAMERAS
+from smoldriver_hf import CAMERAS, SmolDriverModel
 
 
 def row(images: dict, question: str, answer: str) -> dict:
@@ -106,6 +106,82 @@ def test_text_only_rows():
     example = {**row({}, "What is a car?", "A vehicle."), "images": []}
     batch = collate([example], tiny_processor())
     assert "pixel_values" not in batch and (batch["labels"] != -100).sum() > 5
+
+
+@pytest.mark.parametrize("text_first", [True, False])
+def test_text_only_rows_beside_others(text_first):
+    text = {**row({}, "What is a car?", "A vehicle."), "images": []}
+    examples = [text, rows()[0]] if text_first else [rows()[0], text]
+    model, processor = lively(tiny_model()), tiny_processor()
+    batch = collate(examples, processor)
+    assert batch["camera_ids"].tolist() == [4, 1, 3]
+    place = 0 if text_first else 1
+    alone = collate([text], processor)
+    learnt = [batch["labels"][place] != -100, alone["labels"][0] != -100]
+    both = [model(**batch).logits[place][learnt[0]], model(**alone).logits[0][learnt[1]]]
+    torch.testing.assert_close(*both, atol=1e-4, rtol=1e-4)
+
+
+def online_rows(cameras) -> Dataset:
+    """Prompts of unequal length about images in the order of `cameras`."""
+    made = [
+        row({camera: scene(number)[camera] for camera in cameras}, "Why?" * (1 + 3 * number), "") for number in (0, 1)
+    ]
+    return Dataset.from_list([{"prompt": example["prompt"], "images": example["images"]} for example in made])
+
+
+@pytest.mark.parametrize(
+    ("kind", "cameras", "beta"),
+    [("GRPO", CAMERAS[3:], 0.0), ("GRPO", CAMERAS[::-1], 0.04), ("RLOO", ("CAM_BACK", "CAM_FRONT"), 0.05)],
+)
+def test_online_trainers_keep_every_images_camera(kind, cameras, beta, tmp_path, monkeypatch):
+    """GRPO loses inputs that it does not know in its loss, and with a reference model it stops at them, as RLOO does:
+    the model reads the cameras in the prompt."""
+    folder = tmp_path / "model"
+    lively(tiny_model()).save_pretrained(folder)
+    processor = tiny_processor()
+    if beta:
+        processor.images_kwargs = {"return_camera_ids": False}
+    seen, padded = [], []
+    look = SmolDriverModel.get_image_features
+    forward = SmolDriverModel.forward
+
+    def spy(self, pixel_values=None, camera_ids=None, **options):
+        seen.append([CAMERAS[index] for index in camera_ids.tolist()])
+        return look(self, pixel_values, camera_ids, **options)
+
+    def watch(self, input_ids=None, attention_mask=None, **options):
+        if input_ids is not None and attention_mask is not None and input_ids.shape == attention_mask.shape:
+            pads = (input_ids == processor.tokenizer.pad_token_id) & attention_mask.bool()
+            padded.append(bool(pads[:, 0].any()))  # on the left
+        return forward(self, input_ids=input_ids, attention_mask=attention_mask, **options)
+
+    monkeypatch.setattr(SmolDriverModel, "get_image_features", spy)
+    monkeypatch.setattr(SmolDriverModel, "forward", watch)
+    config, trainer = {"GRPO": (GRPOConfig, GRPOTrainer), "RLOO": (RLOOConfig, RLOOTrainer)}[kind]
+    arguments = config(
+        output_dir=str(tmp_path / "out"),
+        max_steps=1,
+        per_device_train_batch_size=4,
+        num_generations=2,
+        max_completion_length=4,
+        beta=beta,
+        use_cpu=True,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        bf16=False,
+        gradient_checkpointing=False,
+    )
+    trainer(
+        model=str(folder),
+        reward_funcs=lambda completions, **_: [float(len(str(completion))) for completion in completions],
+        args=arguments,
+        train_dataset=online_rows(cameras),
+        processing_class=processor,
+    ).train()
+    assert len(seen) >= (3 if beta else 2) and not any(padded) and len(padded) > 1
+    assert all(found == list(cameras) * (len(found) // len(cameras)) for found in seen)
 
 
 def test_layouts_that_trl_does_not_take():

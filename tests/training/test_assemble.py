@@ -81,6 +81,24 @@ def test_parts_arrive_unchanged(parts, tmp_path):
     assert torch.allclose(scale, text.get_input_embeddings().weight.std().expand_as(scale), rtol=1e-4)
 
 
+@pytest.mark.parametrize(("words", "size"), [(["28", "56"], [28, 56]), (["42"], 42), ([], 28)], ids=str)
+def test_pictures_keep_their_shape_where_asked(parts, tmp_path, words, size):
+    command = ["--output_dir", str(tmp_path / "out"), "--vision", str(parts / "vision"), "--text", str(parts / "text")]
+    options = ["--max_queries", "4", *(["--image_size", *words] if words else [])]
+    (arguments,) = HfArgumentParser(AssembleArguments).parse_args_into_dataclasses([*command, *options])
+    main(arguments)
+    model, processor = load(str(tmp_path / "out"))
+    assert model.config.image_size == size
+    height, width = size if isinstance(size, list) else (size, size)
+    inputs = processor(images=scene(), text="Why?", return_tensors="pt")
+    assert inputs["pixel_values"].shape == (6, 3, height, width)
+    assert model.model.multi_modal_projector.grid == (height // 7, width // 7)
+    assert model(**inputs).logits.isfinite().all()
+    # What tells cameras apart where images come without their names.
+    del inputs["camera_ids"]
+    assert set(model.config.camera_labels) == set(processor.cameras) and model(**inputs).logits.isfinite().all()
+
+
 @pytest.mark.parametrize("unknown", [None, "<|endoftext|>"])
 def test_a_pad_token_is_chosen_where_there_is_none(parts, tmp_path, unknown):
     """As in Llama 3, GPT-2 (none at all) and Mistral (one for unknown words); never the one that ends a turn."""

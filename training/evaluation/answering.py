@@ -19,8 +19,9 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoProcessor, BitsAndBytesConfig, GenerationConfig, PreTrainedConfig
 
-from smoldriver_hf import load_strictly, read_config
+from smoldriver_hf import load_strictly, parse_budget, read_config
 from smoldriver_hf.adapters import load_adapter, merge_adapter
+from smoldriver_hf.budgets_smoldriver import Budget
 from smoldriver_hf.fingerprint import fingerprint as folder_fingerprint
 from smoldriver_hf.precision_smoldriver import PRECISIONS, set_precision
 from smoldriver_hf.tower_smoldriver import patch_grid
@@ -50,7 +51,7 @@ class Sight(Protocol):
 class SceneSight:
     """SmolDriver: the scene's cache answers all questions."""
 
-    def __init__(self, model: Any, processor: Any, images: Images, num_queries: int | None):
+    def __init__(self, model: Any, processor: Any, images: Images, num_queries: Budget | None):
         self.scene = model.encode_scene(images, processor, num_queries)
         self.visual_tokens = sum(len(tokens) for tokens in self.scene.visual_tokens.values())
 
@@ -143,9 +144,9 @@ class PromptSight:
 
 
 class SmolDriverAnswerer:
-    """A SmolDriver checkpoint; `num_queries` is the budget per camera unless `look` is given another."""
+    """A SmolDriver checkpoint; `num_queries` is the budget unless `look` is given another."""
 
-    def __init__(self, model: Any, processor: Any, num_queries: int | None = None):
+    def __init__(self, model: Any, processor: Any, num_queries: Budget | None = None):
         self.model, self.processor, self.num_queries = model, processor, num_queries
         self.cameras = tuple(processor.cameras)
 
@@ -163,10 +164,13 @@ class SmolDriverAnswerer:
         ids = inputs["camera_ids"].to(self.model.device)
         options = {"num_queries": budget, "output_attentions": True, "return_dict": True}
         outputs = self.model.get_image_features(pixels, ids, **options)
-        maps = outputs.qformer_attentions.float().mean(dim=(1, 2))  # (images, patches)
         grid = patch_grid(self.model.config.vision_config, tuple(pixels.shape[-2:]))
         cameras = [self.cameras[index] for index in ids.tolist()]
-        return {camera: row.reshape(grid).cpu().numpy() for camera, row in zip(cameras, maps, strict=True)}
+        maps = {}
+        for camera, weights in zip(cameras, outputs.qformer_attentions.float(), strict=True):  # (heads, most, patches)
+            queries = self.processor.num_image_tokens(budget, camera) * self.processor.queries_per_token
+            maps[camera] = weights[:, :queries].mean(dim=(0, 1)).reshape(grid).cpu().numpy()
+        return maps
 
 
 class BaselineAnswerer:
@@ -200,7 +204,7 @@ def load_answerer(
     adapter: str | None = None,
     load_in_4bit: bool = False,
     precision: str = "fp32",
-    num_queries: int | None = None,
+    num_queries: Budget | str | None = None,
     image_splitting: bool = False,
 ) -> Answerer:
     """A checkpoint ready to be asked, on the accelerator where there is one.
@@ -211,12 +215,13 @@ def load_answerer(
         adapter: folder of a LoRA adapter; merged as for an export, unless the weights stay in 4 bits.
         load_in_4bit: the language model in NF4.
         precision: "fp32", "bf16", or "int8" (SmolDriver on a CPU).
-        num_queries: a SmolDriver's budget per camera; default: the checkpoint's.
+        num_queries: a SmolDriver's budget, or one as a command line writes it; default: the checkpoint's.
         image_splitting: show a SmolVLM tiles beside each whole image, as it ships.
 
     Raises:
         ValueError: an architecture that is none of the three, or options that do not fit it or each other.
     """
+    num_queries = parse_budget(num_queries)
     config = read_config(checkpoint)
     ours = config.model_type == "smoldriver"
     _check_options(config.model_type, precision, load_in_4bit, image_splitting, num_queries)
@@ -236,7 +241,7 @@ def load_answerer(
 
 
 def _check_options(
-    model_type: str, precision: str, load_in_4bit: bool, image_splitting: bool, num_queries: int | None
+    model_type: str, precision: str, load_in_4bit: bool, image_splitting: bool, num_queries: Budget | None
 ) -> None:
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {PRECISIONS}; got {precision!r}")
